@@ -1,0 +1,219 @@
+"""The aligned crop: photo and five landmarks -> oriented 256x256 face, and the way back into the photo.
+
+This is the only place that knows the crop. The recipe is that of CelebA-HQ (Karras et al., ICLR 2018, appendix C)
+as 3DFaceFill uses it. The networks see the centre window of the crop, rows and columns 16:240.
+
+Coordinates handed in and out are pixel coordinates (x = column, y = row) in which a pixel's centre is an integer.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+
+CROP_SIZE = 256
+WINDOW_SIZE = 224
+WINDOW_OFFSET = 16
+FEATHER = 1.5  # crop pixels over which a pasted hole fades in, inside the hole
+
+_SUPERSAMPLED_SIZE = 1024  # the quad is first sampled at this size, then reduced
+_MIN_FACE = 4.0  # photo pixels; a smaller quad is the product of broken landmarks
+
+
+def align(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Crop the face with the five ``landmarks`` out of ``image``.
+
+    image: uint8 (H, W, 3) RGB; landmarks: (5, 2) x, y of left eye, right eye, nose, left and right mouth corner
+    (left and right as seen in the picture). Returns uint8 (256, 256, 3).
+    Raises UserError if the landmarks are degenerate or far outside the image.
+    """
+    return Alignment.from_landmarks(landmarks, image.shape[0], image.shape[1]).crop(image)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The steps from a photo of ``height`` x ``width`` to its aligned crop, and their exact inverse.
+
+    The photo is resized to ``resized`` (width, height), cropped to ``box`` (left, top, right, bottom), reflect-padded
+    by ``padding`` (left, top, right, bottom), and the ``quad`` (4, 2) of the result (upper left, lower left, lower
+    right, upper right corner; pixel edges at integers) becomes the crop. ``matrix`` (2, 3) maps crop pixel
+    coordinates (x, y, 1) to photo pixel coordinates.
+    """
+
+    height: int
+    width: int
+    resized: tuple[int, int]
+    box: tuple[int, int, int, int]
+    padding: tuple[int, int, int, int]
+    quad: np.ndarray
+    matrix: np.ndarray
+
+    @classmethod
+    def from_landmarks(cls, landmarks: np.ndarray, height: int, width: int) -> Alignment:
+        """Plan the crop of a (height, width) photo; landmarks (5, 2) and errors as in :func:`align`."""
+        quad = _oriented_square(landmarks)
+        zoom = CROP_SIZE / np.hypot(*(quad[3] - quad[0]))
+        shrink = int(np.floor(0.5 / zoom))
+        resized = (width, height)
+        if shrink > 1:
+            resized = tuple(max(int(np.rint(side / shrink)), 1) for side in resized)
+            quad = quad / shrink
+            zoom = zoom * shrink
+        border = max(int(np.rint(CROP_SIZE * 0.1 / zoom)), 3)
+
+        low = np.floor(quad.min(axis=0)).astype(int)
+        high = np.ceil(quad.max(axis=0)).astype(int)
+        if low[0] >= resized[0] or low[1] >= resized[1] or high[0] <= 0 or high[1] <= 0:
+            raise UserError("the face landmarks lie outside the image: check that they belong to this picture")
+        box = (max(low[0] - border, 0), max(low[1] - border, 0),
+               min(high[0] + border, resized[0]), min(high[1] + border, resized[1]))
+        quad = quad - np.array(box[:2])
+
+        low = np.floor(quad.min(axis=0)).astype(int)
+        high = np.ceil(quad.max(axis=0)).astype(int)
+        needed = np.maximum([border - low[0], border - low[1],
+                             high[0] + border - (box[2] - box[0]), high[1] + border - (box[3] - box[1])], 0)
+        padding = np.zeros(4, dtype=int)
+        if needed.max() > border - 4:
+            padding = np.maximum(needed, int(np.rint(CROP_SIZE * 0.3 / zoom)))
+            quad = quad + padding[:2]
+        quad = quad + 0.5
+
+        # Pixel edges of the crop -> pixel edges of the photo, then both shifted to pixel centres.
+        scale = np.array([width, height]) / resized
+        offset = np.array(box[:2]) - padding[:2]
+        linear = np.stack([(quad[3] - quad[0]) * scale, (quad[1] - quad[0]) * scale], axis=1) / CROP_SIZE
+        origin = (quad[0] + offset) * scale
+        matrix = np.concatenate([linear, (origin + linear.sum(axis=1) * 0.5 - 0.5)[:, None]], axis=1)
+        return cls(height, width, resized, tuple(int(v) for v in box), tuple(int(v) for v in padding), quad, matrix)
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """The aligned crop, uint8 (256, 256, 3) or (256, 256), of an (H, W, 3) or (H, W) uint8 photo."""
+        if image.shape[:2] != (self.height, self.width):
+            raise ValueError(f"the alignment is for a {self.height}x{self.width} image, not {image.shape[:2]}")
+        picture = Image.fromarray(image)
+        if self.resized != picture.size:
+            picture = picture.resize(self.resized, Image.Resampling.LANCZOS)
+        if self.box != (0, 0) + picture.size:
+            picture = picture.crop(self.box)
+        if any(self.padding):
+            left, top, right, bottom = self.padding
+            widths = ((top, bottom), (left, right), (0, 0))[:image.ndim]
+            picture = Image.fromarray(np.pad(np.asarray(picture), widths, mode="reflect"))
+        picture = picture.transform((_SUPERSAMPLED_SIZE, _SUPERSAMPLED_SIZE), Image.Transform.QUAD,
+                                    self.quad.ravel().tolist(), Image.Resampling.BILINEAR)
+        return np.array(picture.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.LANCZOS))
+
+    def crop_mask(self, mask: np.ndarray) -> np.ndarray:
+        """Bool (256, 256) hole of the crop from a bool (H, W) hole of the photo.
+
+        A crop pixel is hidden as soon as a hidden photo pixel contributes to it visibly.
+        """
+        return self.crop(mask.astype(np.uint8) * 255) > 0
+
+    def to_photo(self, points: np.ndarray) -> np.ndarray:
+        """Crop pixel coordinates (..., 2) -> photo pixel coordinates (..., 2)."""
+        return np.asarray(points, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def to_crop(self, points: np.ndarray) -> np.ndarray:
+        """Photo pixel coordinates (..., 2) -> crop pixel coordinates (..., 2)."""
+        inverse = np.linalg.inv(self.matrix[:, :2])
+        return (np.asarray(points, dtype=np.float64) - self.matrix[:, 2]) @ inverse.T
+
+    def paste_back(self, photo: np.ndarray, crop: np.ndarray, mask: np.ndarray | None = None,
+                   feather: float = FEATHER) -> np.ndarray:
+        """A copy of ``photo`` (H, W, 3) uint8 with the hidden part of ``crop`` (256, 256, 3) uint8 put in its place.
+
+        mask: bool (256, 256), True where the crop is to be pasted (default: everywhere). A photo pixel belongs to
+        the hole if the crop pixel nearest to its centre does; all others are returned bit-identical. The seam
+        fades over ``feather`` crop pixels inside the hole. Parts of the crop outside the photo are dropped.
+        """
+        if photo.shape[:2] != (self.height, self.width):
+            raise ValueError(f"the alignment is for a {self.height}x{self.width} image, not {photo.shape[:2]}")
+        mask = np.ones((CROP_SIZE, CROP_SIZE), bool) if mask is None else np.asarray(mask).astype(bool)
+        result = photo.copy()
+        region = self._photo_region(mask)
+        if region is None:
+            return result
+        rows, columns = region
+        matrix = self.matrix.copy()  # crop -> region
+        matrix[:, 2] -= (columns.start, rows.start)
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        hole = _nearest(mask, matrix, size)
+        face = self._resample(crop, matrix, size)
+        weight = _inner_feather(hole, feather * self.photo_scale)[:, :, None]
+        original = photo[rows, columns]
+        blended = np.clip(np.rint(original + weight * (face - original)), 0, 255).astype(np.uint8)
+        result[rows, columns] = np.where(hole[:, :, None] > 0, blended, original)
+        return result
+
+    @property
+    def photo_scale(self) -> float:
+        """Photo pixels per crop pixel."""
+        return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
+
+    def _photo_region(self, mask: np.ndarray) -> tuple[slice, slice] | None:
+        """Rows and columns of the photo that can show hidden crop pixels, one pixel to spare; None if there are none."""
+        if not mask.any():
+            return None
+        y, x = np.nonzero(mask)
+        box = np.array([[x.min() - 1, y.min() - 1], [x.min() - 1, y.max() + 1],
+                        [x.max() + 1, y.min() - 1], [x.max() + 1, y.max() + 1]])
+        corners = self.to_photo(box)
+        low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
+        high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 2, (self.width, self.height))
+        if (low >= high).any():
+            return None
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+    def _resample(self, crop: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """The crop seen in the photo's pixels, float32 (height, width, 3); low-passed first where it is reduced."""
+        crop = crop.astype(np.float32)
+        if self.photo_scale < 1:
+            sigma = 0.5 * np.sqrt(1 / self.photo_scale ** 2 - 1)
+            crop = cv2.GaussianBlur(crop, (0, 0), max(sigma, 1e-3), borderType=cv2.BORDER_REFLECT_101)
+        return cv2.warpAffine(crop, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _oriented_square(landmarks: np.ndarray) -> np.ndarray:
+    """Corners (4, 2) of the face's square in the photo: upper left, lower left, lower right, upper right."""
+    points = np.asarray(landmarks, dtype=np.float64)
+    if points.shape != (5, 2) or not np.isfinite(points).all():
+        raise UserError(f"five face landmarks (x, y) are needed, not {points.shape} values or non-finite ones")
+    eyes = (points[0] + points[1]) / 2 + 0.5
+    mouth = (points[3] + points[4]) / 2 + 0.5
+    eye_to_eye = points[1] - points[0]
+    eyes_to_mouth = mouth - eyes
+    x = eye_to_eye - _quarter_turn(eyes_to_mouth)
+    half = max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eyes_to_mouth))
+    if np.hypot(*x) < 1e-6 or 2 * half < _MIN_FACE:
+        raise UserError("the face landmarks coincide: check the picture's line of the landmark file")
+    x = x / np.hypot(*x) * half
+    y = _quarter_turn(x)
+    centre = eyes + 0.1 * eyes_to_mouth
+    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+
+
+def _quarter_turn(vector: np.ndarray) -> np.ndarray:
+    """(x, y) turned by 90 degrees: (-y, x)."""
+    return np.array([-vector[1], vector[0]])
+
+
+def _nearest(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (height, width) of ``size`` = (width, height): is the mask set at the crop pixel nearest to each pixel?"""
+    inverse = cv2.invertAffineTransform(matrix)
+    x, y = np.arange(size[0])[None, :], np.arange(size[1])[:, None]
+    column = np.rint(inverse[0, 0] * x + (inverse[0, 1] * y + inverse[0, 2])).astype(np.int32) + 1
+    row = np.rint(inverse[1, 0] * x + (inverse[1, 1] * y + inverse[1, 2])).astype(np.int32) + 1
+    framed = np.pad(mask.astype(np.uint8), 1)  # a frame of visible pixels stands for everything outside the crop
+    return framed[np.clip(row, 0, CROP_SIZE + 1), np.clip(column, 0, CROP_SIZE + 1)]
+
+
+def _inner_feather(hole: np.ndarray, width: float) -> np.ndarray:
+    """Weights float32 (H, W): 0 outside the hole, rising to 1 at ``width`` pixels from its edge inwards."""
+    distance = cv2.distanceTransform(hole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.minimum(distance / (width + 1.0), 1.0)

@@ -1,0 +1,1 @@
+"""Helpers that know nothing about faces: errors, image files, configuration, checkpoints, logging."""
