@@ -1,0 +1,29 @@
+"""Which processor the networks run on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from utils.logging import warn_once
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(ngpu: int) -> torch.device:
+    """The processor of this process: a GPU if `ngpu` > 0 and there is one, else the CPU (said in one line).
+
+    Under torchrun, process LOCAL_RANK of this machine gets GPU LOCAL_RANK."""
+    import torch
+
+    if ngpu == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if int(os.environ.get("RANK", 0)) == 0:
+            warn_once(f"--ngpu {ngpu}: no GPU found that PyTorch can use; running on the CPU")
+        return torch.device("cpu")
+    if ngpu > 1 and "LOCAL_RANK" not in os.environ:
+        warn_once(f"--ngpu {ngpu}: one process uses one GPU; for all, start with "
+                  f"torchrun --nproc_per_node {ngpu} main.py ...")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
