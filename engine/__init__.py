@@ -1,0 +1,1 @@
+"""Training, evaluation and reports: takes datasets and networks as built."""

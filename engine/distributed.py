@@ -1,0 +1,147 @@
+"""Data-parallel training over processes started by ``torchrun``.
+
+Gradients are averaged by one explicit all-reduce per optimiser step instead of by wrapping the networks. That keeps
+the gradient penalty (a second derivative through the discriminator), gradient accumulation and several networks per
+stage free of a wrapper's rules, and a run without ``torchrun`` goes through exactly the same code.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process' place among the processes that train together, and the device that it uses."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+
+def join(device: torch.device) -> World:
+    """Joins the process group that ``torchrun`` describes in the environment (nccl on GPUs, gloo on the CPU).
+
+    Without those variables the world is this process alone. Each process of a GPU run takes the GPU of its local rank.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(0, 1, device)
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun started process {local + 1} on a machine with {torch.cuda.device_count()} GPUs: "
+                            "lower --nproc-per-node, or train on the CPU with --ngpu 0")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    return World(rank, size, device)
+
+
+def leave(world: World) -> None:
+    """Leaves the process group; does nothing in a world of one."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Replaces every gradient by its mean over all processes (a missing gradient counts as zero)."""
+    if world.size == 1:
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad = gradient.view_as(parameter).clone()
+
+
+def largest(values: Sequence[float], world: World) -> list[float]:
+    """The element-wise maximum over all processes: how they agree on the clock and on stopping."""
+    if world.size == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def total(values: Sequence[float], world: World) -> list[float]:
+    """The element-wise sum over all processes."""
+    if world.size == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def same_start(modules: Iterable[nn.Module], world: World) -> None:
+    """Gives every process the first one's parameters and buffers."""
+    if world.size == 1:
+        return
+    for module in modules:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+class EpochSampler:
+    """Indices of one epoch for this process: a permutation keyed by (seed, epoch), padded, every size-th from rank.
+
+    A set order makes resuming exact: ``begin(epoch, skip)`` leaves out the first `skip` items, already trained on.
+    As torch's DistributedSampler, the permutation is padded from its start so that all processes see equally many.
+    """
+
+    def __init__(self, length: int, world: World, seed: int):
+        self.length, self.world, self.seed = length, world, seed
+        self.epoch, self.skip = 0, 0
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Chooses the epoch (from 0) and how many of this process' items to leave out."""
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world.size) - self.skip
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        padding = -self.length % self.world.size
+        order += (order * (padding // max(self.length, 1) + 1))[:padding]
+        return iter(order[self.world.rank::self.world.size][self.skip:])
+
+
+def hash_seed(*numbers: int) -> int:
+    """Mixes whole numbers into one 63-bit seed, the same on every machine (splitmix64 steps)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def synchronise_buffers(modules: Iterable[nn.Module], world: World) -> None:
+    """Averages floating-point buffers over all processes (batch-norm statistics differ from process to process)."""
+    if world.size == 1:
+        return
+    for module in modules:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                averaged: Tensor = buffer.detach().clone()
+                dist.all_reduce(averaged)
+                buffer.copy_(averaged / world.size)

@@ -1,0 +1,405 @@
+"""The training loop of all three stages; `train(settings)` is what ``main.py`` calls.
+
+A run's folder holds ``last.pth`` and ``best.pth`` (complete: networks, moving averages, optimisers, gradient scaler,
+random states, step, epoch, place within the epoch, clock, settings), the settings in a form that ``--config`` reads
+back, and TensorBoard's files. "Best" is by the stage's own measure on held-out data. Stopping (end of run, Ctrl-C, a
+killed machine) and resuming continues as if there had been no stop: the data order is keyed by (seed, epoch), each
+step's randomness by (seed, process, step), and learning rates are pure functions of where training stands. A schedule
+or a limit in minutes follows the clock and so cannot repeat bit for bit; one in steps or epochs does, on the CPU.
+"""
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from engine import distributed, report
+from engine.distributed import World
+from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, random_states, restore_random_states,
+                                 seed_everything, step_generator)
+from engine.stage import Stage
+from utils import checkpoints
+from utils.errors import UserError
+
+VERSION = 1
+VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
+SCALAR_EVERY = 20  # steps between TensorBoard scalars
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class TrainingOptions:
+    """Numbers of one run; `epochs`, `max_steps` and `max_minutes` (None: no limit) each end it."""
+
+    folder: Path
+    log_folder: Path | None = None
+    batch_size: int = 28
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    optim_method: str = "Adam"
+    optim_options: dict = field(default_factory=dict)
+    scheduler_method: str = "ExponentialLR"
+    scheduler_options: dict = field(default_factory=dict)
+    epochs: int = 500
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    checkpoint_minutes: float = 10.0
+    ema: float = 0.999
+    precision: str = "fp32"
+    workers: int = 0
+    seed: int = 0
+    bar: bool = True
+    settings: dict = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains one stage. `run` returns the last held-out score."""
+
+    def __init__(self, stage: Stage, train_set: Dataset, validation_set: Dataset, options: TrainingOptions, world: World):
+        if len(train_set) < options.batch_size * options.accumulate * world.size:
+            raise UserError(f"the training set has {len(train_set)} items, fewer than one step needs "
+                            f"({options.batch_size} x {options.accumulate} x {world.size}): lower --batch-size")
+        self.stage, self.options, self.world = stage.to(world.device), options, world
+        self.train_set, self.validation_set = train_set, validation_set
+        distributed.same_start([*stage.networks.values(), *stage.critics.values()], world)
+        self.average = MovingAverage(stage.networks, options.ema) if options.ema > 0 else None
+        self.optimisers = {"main": self._optimiser(stage.networks, options.learning_rate)}
+        if stage.critics:
+            self.optimisers["critic"] = self._optimiser(stage.critics, options.learning_rate * stage.critic_rate)
+        self.rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in self.optimisers.items()}
+        self.schedule = LearningRate(options.scheduler_method, options.scheduler_options)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.precision == "fp16")
+        self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
+        self.step = self.epoch = self.position = 0
+        self.elapsed = 0.0
+        self.best: float | None = None
+        self.scores: dict[str, float] = {}
+        self.interrupted = False
+        self._held_out: list[dict] = []
+        self._running: dict[str, float] = {}
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, float]:
+        """Trains until a limit or an interrupt, validating and saving on the way and at the end."""
+        self._set_modes()
+        self.clock_start = time.monotonic() - self.elapsed
+        self.saved_at = self.elapsed
+        self.display = report.TrainingDisplay(self.options.bar and self.world.is_main, self.world.is_main)
+        self.writer = self._open_writer()
+        with self._interruptible(), contextlib.closing(self.display):
+            while not self._finished():
+                self._train_epoch()
+            if self.saved_step != self.step:
+                self._validate_and_save()
+        if self.writer:
+            self.writer.close()
+        if self.interrupted and self.world.is_main:
+            print(f"stopped at step {self.step}; continue with --resume {self.options.folder / 'last.pth'}")
+        return self.scores
+
+    saved_step = -1  # the step that last.pth holds
+
+    def _finished(self) -> bool:
+        o = self.options
+        return (self.interrupted or self.epoch >= o.epochs or (o.max_steps is not None and self.step >= o.max_steps)
+                or (o.max_minutes is not None and self.elapsed >= 60 * o.max_minutes))
+
+    def _progress(self) -> float:
+        """The share of the run that is done, by whichever limit is closest."""
+        o = self.options
+        batches = self._batches_per_epoch()
+        shares = [(self.epoch + self.position / batches) / o.epochs]
+        if o.max_steps:
+            shares.append(self.step / o.max_steps)
+        if o.max_minutes:
+            shares.append(self.elapsed / (60 * o.max_minutes))
+        return min(1.0, max(shares))
+
+    def _batches_per_epoch(self) -> int:
+        """Micro-batches of this process in one epoch: a whole number of optimiser steps."""
+        o = self.options
+        steps = -(-len(self.train_set) // self.world.size) // (o.batch_size * o.accumulate)
+        return steps * o.accumulate
+
+    def _train_epoch(self) -> None:
+        remaining = self._batches_per_epoch() - self.position
+        self.sampler.begin(self.epoch, self.position * self.options.batch_size)
+        batches = iter(self._loader(self.train_set, self.sampler))
+        while remaining > 0 and not self._finished():
+            self._train_step([next(batches) for _ in range(self.options.accumulate)])
+            self.position += self.options.accumulate
+            remaining -= self.options.accumulate
+            self.step += 1
+            if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
+                self._validate_and_save()
+        if remaining == 0:
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _train_step(self, batches: list[dict]) -> None:
+        """One step of all optimisers from `accumulate` micro-batches."""
+        for optimiser, name in ((self.optimisers[name], name) for name in self.optimisers):
+            factor = self.schedule.factor(self.rates[name], self.step, self.epoch, self._progress())
+            for group in optimiser.param_groups:
+                group["lr"] = self.rates[name] * factor
+            optimiser.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        for micro, batch in enumerate(batches):
+            for name, value in self._backward(self._to_device(batch), micro).items():
+                values[name] = values.get(name, 0.0) + value / len(batches)
+        self._agree(values)
+        trained = {"main": self._parameters(self.stage.networks), "critic": self._parameters(self.stage.critics)}
+        for name, optimiser in self.optimisers.items():
+            self.scaler.unscale_(optimiser)
+            distributed.average_gradients(trained[name], self.world)
+            norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
+            if not torch.isfinite(norm) and not self.scaler.is_enabled():
+                raise self._not_finite(f"the gradient of the {name} optimiser's networks", float(norm))
+            self.scaler.step(optimiser)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.stage.networks, self.step)
+        self._log(values)
+
+    def _backward(self, batch: dict, micro: int) -> dict[str, float]:
+        """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
+        rng = step_generator(self.options.seed, self.world.rank, self.step, micro)
+        for critic in self.stage.critics.values():
+            critic.requires_grad_(False)
+        losses, context = self.stage.losses(batch, rng, self._autocast, self.step)
+        self._accumulate(losses)
+        for critic in self.stage.critics.values():
+            critic.requires_grad_(True)
+        critic_losses = self.stage.critic_losses(context, rng, self._autocast)
+        if critic_losses:
+            self._accumulate(critic_losses)
+        return {name: float(value.detach()) for name, value in {**losses, **critic_losses}.items()}
+
+    def _accumulate(self, losses: Mapping[str, Tensor]) -> None:
+        weighted = sum(self.stage.weights.get(name, 1.0) * value for name, value in losses.items())
+        self.scaler.scale(weighted / self.options.accumulate).backward()
+
+    def _agree(self, values: Mapping[str, float]) -> None:
+        """All processes take the latest clock, stop together, and fail together when any has a loss that is no number."""
+        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        clock, stop, failed = distributed.largest(
+            [time.monotonic() - self.clock_start, float(self.interrupted), float(bool(bad))], self.world)
+        self.elapsed, self.interrupted = clock, bool(stop)
+        if failed:
+            name = bad[0] if bad else "in another process"
+            raise self._not_finite(f"the loss '{name}'", values.get(name, float("nan")))
+
+    def _not_finite(self, what: str, value: float) -> UserError:
+        last = self.options.folder / "last.pth"
+        kept = f"; the last good state is {last}" if last.exists() else ""
+        return UserError(f"training stopped: {what} is {value} at step {self.step} (epoch {self.epoch}); lower "
+                         f"--learning-rate or use --precision fp32{kept}")
+
+    # ---- held-out data and checkpoints -------------------------------------------------------------------------
+
+    def _validate_and_save(self) -> None:
+        """Scores the moving average on held-out data, then writes last.pth and, if it improved, best.pth."""
+        distributed.synchronise_buffers(self.stage.networks.values(), self.world)
+        self.scores = self.validate()
+        measure = self.scores[self.stage.metric]
+        better = self.best is None or (measure > self.best if self.stage.higher_is_better else measure < self.best)
+        self.best = measure if better else self.best
+        self.saved_at, self.saved_step = self.elapsed, self.step
+        if not self.world.is_main:
+            return
+        self.display.line(f"step {self.step} held-out " + report.join_numbers(self.scores) + (" (best)" if better else ""))
+        state = self.state()
+        self.options.folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(self.options.folder / "last.pth", state)
+        if better:
+            checkpoints.save(self.options.folder / "best.pth", state)
+        if self.writer:
+            for name, value in self.scores.items():
+                self.writer.add_scalar(f"held_out/{name}", value, self.step)
+            with self._evaluating() as networks:
+                rng = step_generator(VALIDATION_KEY, 0)
+                self.writer.add_image("pictures", self.stage.pictures(networks, self._held_out_batches()[0], rng), self.step)
+
+    def validate(self) -> dict[str, float]:
+        """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
+        statistics = None
+        with self._evaluating() as networks:
+            for index, batch in enumerate(self._held_out_batches()):
+                rng = step_generator(VALIDATION_KEY, index)
+                part = self.stage.validate(networks, batch, rng, self._autocast).double().cpu()
+                statistics = part if statistics is None else statistics + part
+        return self.stage.score(torch.tensor(distributed.total(statistics.tolist(), self.world), dtype=torch.float64))
+
+    def _held_out_batches(self) -> list[dict]:
+        """This process' share of the held-out items, made once and kept: generating them again would cost minutes."""
+        if not self._held_out:
+            count = min(len(self.validation_set), self.stage.validation_items)
+            if count < self.world.size:
+                raise UserError(f"{count} held-out items are too few for {self.world.size} processes")
+            items = Subset(self.validation_set, range(self.world.rank, count, self.world.size))
+            self._held_out = [self._to_device(batch) for batch in
+                              DataLoader(items, batch_size=min(self.options.batch_size, 16))]
+        return self._held_out
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[Mapping[str, nn.Module]]:
+        networks = self.average.networks if self.average else self.stage.networks
+        for network in networks.values():
+            network.eval()
+        with torch.no_grad():
+            yield networks
+        self._set_modes()
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, in types that a weights-only load admits."""
+        states = lambda modules: {name: module.state_dict() for name, module in modules.items()}
+        return {"format": checkpoints.TRAINING_FORMAT, "version": VERSION, "stage": self.stage.name,
+                "networks": states(self.stage.networks), "critics": states(self.stage.critics),
+                "averages": states(self.average.networks) if self.average else {},
+                "optimisers": states(self.optimisers), "rates": dict(self.rates), "scaler": self.scaler.state_dict(),
+                "random": random_states(), "step": self.step, "epoch": self.epoch, "position": self.position,
+                "elapsed": self.elapsed, "best": self.best, "scores": dict(self.scores),
+                "settings": self.options.settings, "metadata": self.stage.metadata()}
+
+    def restore(self, path: str | Path, update_rate: bool = False) -> None:
+        """Continues from a checkpoint of the same stage; `update_rate` keeps this run's learning rate, not the old one.
+
+        Raises:
+            UserError: no training checkpoint, one of another stage, or one that does not fit these networks.
+        """
+        state = checkpoints.load(path)
+        if state.get("format") != checkpoints.TRAINING_FORMAT:
+            raise UserError(f"{path}: not a training checkpoint of this project; --resume takes a run's last.pth")
+        if state["stage"] != self.stage.name:
+            raise UserError(f"{path}: a checkpoint of --stage {state['stage']}, not of --stage {self.stage.name}")
+        try:
+            self._load_modules(state)
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(state["optimisers"][name])
+            self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            first_lines = " ".join(str(error).split())[:300]
+            raise UserError(f"{path}: does not fit this run's networks: {first_lines}") from None
+        if not update_rate:
+            self.rates = dict(state["rates"])
+        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.elapsed, self.best, self.scores = state["elapsed"], state["best"], dict(state["scores"])
+        restore_random_states(state["random"])
+        self.saved_step = self.step
+
+    def _load_modules(self, state: Mapping[str, Any]) -> None:
+        for group, modules in (("networks", self.stage.networks), ("critics", self.stage.critics)):
+            for name, module in modules.items():
+                module.load_state_dict(state[group][name])
+        if self.average:
+            for name, module in self.average.networks.items():
+                module.load_state_dict(state["averages"].get(name, state["networks"][name]))
+
+    # ---- small parts -------------------------------------------------------------------------------------------
+
+    def _optimiser(self, modules: Mapping[str, nn.Module], rate: float) -> torch.optim.Optimizer:
+        return build_optimiser(self.options.optim_method, self.options.optim_options, self._parameters(modules), rate)
+
+    @staticmethod
+    def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+        return [parameter for module in modules.values() for parameter in module.parameters()]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        dtype = DTYPES.get(self.options.precision)
+        return torch.autocast(self.world.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _set_modes(self) -> None:
+        for module in [*self.stage.networks.values(), *self.stage.critics.values()]:
+            module.train()
+
+    def _to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()}
+
+    def _loader(self, dataset: Dataset, sampler: distributed.EpochSampler) -> DataLoader:
+        workers = self.options.workers
+        return DataLoader(dataset, batch_size=self.options.batch_size, sampler=sampler, drop_last=True,
+                          num_workers=workers, pin_memory=self.world.device.type == "cuda", worker_init_fn=start_worker,
+                          prefetch_factor=4 if workers else None, generator=torch.Generator().manual_seed(self.options.seed))
+
+    def _open_writer(self):
+        if not self.world.is_main or self.options.log_folder is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and a library user may not want it
+        return SummaryWriter(str(self.options.log_folder), purge_step=self.step or None)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._running[name] = 0.95 * self._running.get(name, value) + 0.05 * value
+        items = self.options.batch_size * self.options.accumulate * self.world.size
+        self.display.update(self._progress(), self.elapsed, self.step + 1, self.epoch, items, self._running)
+        if self.writer and self.step % SCALAR_EVERY == 0:
+            for name, value in self._running.items():
+                self.writer.add_scalar(f"loss/{name}", value, self.step)
+            self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], self.step)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) ends the run after the current step, saved; a second one kills it."""
+        def stop(number, frame):
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def start_worker(index: int) -> None:
+    """A data worker uses one thread, and leaves Ctrl-C to the main process."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def options_from(settings: Any) -> TrainingOptions:
+    """The run's numbers from the command line's settings."""
+    from engine import build
+    folder = build.run_folder(settings)
+    return TrainingOptions(
+        folder=folder, log_folder=build.log_folder(settings, folder), batch_size=settings.batch_size,
+        accumulate=settings.accumulate, learning_rate=settings.learning_rate, optim_method=settings.optim_method,
+        optim_options=dict(settings.optim_options or {}), scheduler_method=settings.scheduler_method,
+        scheduler_options=dict(settings.scheduler_options or {}), epochs=settings.nepochs, max_steps=settings.max_steps,
+        max_minutes=settings.max_minutes, checkpoint_minutes=settings.checkpoint_minutes, ema=settings.ema,
+        precision=build.choose_precision(settings), workers=settings.nthreads, seed=settings.manual_seed,
+        bar=settings.log_type == "progressbar", settings=build.plain_settings(settings))
+
+
+def train(settings: Any) -> dict[str, float]:
+    """Trains ``settings.stage`` and returns its last held-out measures.
+
+    Raises:
+        UserError: something needed is missing, does not fit, or a loss stopped being a number.
+    """
+    from engine import build
+    world = distributed.join(build.choose_device(settings))
+    try:
+        seed_everything(settings.manual_seed)
+        options = options_from(settings)
+        train_set, validation_set = build.build_training_data(settings)
+        trainer = Trainer(build.build_stage(settings), train_set, validation_set, options, world)
+        if settings.resume:
+            trainer.restore(settings.resume, update_rate=bool(settings.update_lr))
+        if world.is_main:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            settings.write(options.folder / "args.txt")
+            print(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
+                  f"{options.precision} on {world.device}; run folder {options.folder}")
+        return trainer.run()
+    finally:
+        distributed.leave(world)
