@@ -1,0 +1,148 @@
+"""The albedo inpainter G: a gated U-Net that sees the UV albedo and its mirror image (paper section 3.2)."""
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.layers import ResidualDouble, SpectralConv2d, SpectralConvTranspose2d, group_norm
+
+STRIDE = 32
+
+
+class Inpainting(NamedTuple):
+    """albedo: (B, 3, H, W) in [-1, 1]. confidence: (B, 1, H, W) log-uncertainty, unbounded."""
+
+    albedo: torch.Tensor
+    confidence: torch.Tensor
+
+
+class _NormalisedConv(nn.Module):
+    """Spectral convolution -> GroupNorm, without activation."""
+
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.conv = conv
+        self.norm = group_norm(conv.out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> _NormalisedConv:
+    return _NormalisedConv(SpectralConv2d(inputs, outputs, 3, stride, 1))
+
+
+def _up_conv(inputs: int, outputs: int) -> _NormalisedConv:
+    return _NormalisedConv(SpectralConvTranspose2d(inputs, outputs, 4, 2, 1))
+
+
+class GatedStage(nn.Module):
+    """feature(x) * sigmoid(gate(x)): (B, inputs, H, W) -> (B, outputs, H/stride, W/stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.feature = ResidualDouble(inputs, outputs, stride)
+        self.gate = _conv(inputs, outputs, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.feature(x) * torch.sigmoid(self.gate(x))
+
+
+class GatedUp(nn.Module):
+    """Joins a skip (B, inputs/2, 2H, 2W) and a deeper map (B, inputs/2, H, W) -> (B, outputs, 2H, 2W), gated by the deeper map."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.feature = ResidualDouble(inputs, outputs)
+        self.gate = _up_conv(inputs // 2, outputs)
+
+    def forward(self, deeper: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        upsampled = F.interpolate(deeper, size=skip.shape[-2:], mode="nearest")
+        return self.feature(torch.cat([skip, upsampled], dim=1)) * torch.sigmoid(self.gate(deeper))
+
+
+class GatedOutlet(nn.Module):
+    """The last doubling, without a skip: (B, inputs, H, W) -> (B, outputs, 2H, 2W)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.up = _up_conv(inputs, outputs)
+        self.refine = _conv(outputs, outputs)
+        self.gate = _up_conv(inputs, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.elu(self.refine(F.elu(self.up(x)))) * torch.sigmoid(self.gate(x))
+
+
+class SelfAttention(nn.Module):
+    """Dot-product self-attention over all positions of a map, added to it with a learnt factor that starts at 0."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1)
+        self.key = nn.Conv2d(channels, channels // 8, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H*W queries, H*W keys), each row summing to 1."""
+        scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(x).flatten(2)
+        return scores.softmax(dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attended = self.value(x).flatten(2) @ self.weights(x).transpose(1, 2)
+        return self.gamma * attended.view_as(x) + x
+
+
+def flip(x: torch.Tensor) -> torch.Tensor:
+    """Plain left-right flip of (..., H, W), what the published weights were trained with."""
+    return x.flip(-1)
+
+
+class Inpainter(nn.Module):
+    """Masked UV albedo and its visible mask -> :class:`Inpainting`.
+
+    attention: adds self-attention at 1/8 of the resolution. mirror: function that mirrors a map (B, C, H, W) left-right
+    (default :func:`flip`; models.morphable.mirror_uv mirrors about the UV map's true axis).
+    """
+
+    def __init__(self, attention: bool = False, mirror: Callable[[torch.Tensor], torch.Tensor] | None = None):
+        super().__init__()
+        self.mirror = mirror or flip
+        self.direct = GatedStage(4, 32, 2)
+        self.mirrored = GatedStage(4, 32, 2)
+        self.down = nn.ModuleList([GatedStage(64, 64, 2), GatedStage(64, 128, 2), GatedStage(128, 256, 2),
+                                   GatedStage(256, 512, 2)])
+        self.middle = GatedStage(512, 256, 1)
+        self.up = nn.ModuleList([GatedUp(512, 128), GatedUp(256, 64), GatedUp(128, 64), GatedUp(128, 64)])
+        self.attention = SelfAttention(64) if attention else None
+        self.outlet = GatedOutlet(64, 32)
+        self.output = SpectralConv2d(32, 4, 1)
+
+    def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
+        """albedo (B, 3, H, W) in [-1, 1], 0 where hidden; visible (B, 1, H, W), 1 where known, bool or float.
+
+        H and W are multiples of 32 (192x256 in training), else ValueError.
+        """
+        if albedo.dim() != 4 or albedo.shape[1] != 3 or albedo.shape[2] % STRIDE or albedo.shape[3] % STRIDE:
+            raise ValueError(f"the inpainter takes albedo (B, 3, H, W), H and W multiples of {STRIDE}; "
+                             f"got {tuple(albedo.shape)}")
+        if visible.shape != (albedo.shape[0], 1, *albedo.shape[2:]):
+            raise ValueError(f"the visible mask must be (B, 1, H, W) like the albedo {tuple(albedo.shape)}; "
+                             f"got {tuple(visible.shape)}")
+        x = torch.cat([albedo, visible.to(albedo.dtype)], dim=1)
+        # The mirrored branch is not mirrored back: texel and mirror texel meet in the joined channels.
+        skips = [torch.cat([self.direct(x), self.mirrored(self.mirror(x))], dim=1)]
+        for stage in self.down:
+            skips.append(stage(skips[-1]))
+        x = self.middle(skips.pop())
+        for index, stage in enumerate(self.up):
+            x = stage(x, skips.pop())
+            if index == 1 and self.attention is not None:
+                x = self.attention(x)
+        x = self.output(self.outlet(x))
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return Inpainting(x[:, :3].clamp(-1, 1), x[:, 3:])

@@ -1,0 +1,133 @@
+"""Building blocks shared by the networks: spectrally normalised convolutions, normalised units, residual doubles.
+
+All maps are NCHW. Every spectrally normalised layer holds its raw ``weight`` and two unit vectors ``u`` (one entry per
+output channel) and ``v`` (one per remaining weight entry), the running estimate of the leading singular pair of the
+weight written as a matrix whose rows are the output channels.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SPECTRAL_EPSILON = 1e-12
+INITIAL_POWER_ITERATIONS = 15
+CHANNELS_PER_GROUP = 4
+
+
+class _SpectralNorm:
+    """Mixin for convolutions: divides the weight by its estimated largest singular value (Miyato et al., 2018).
+
+    One power iteration a training forward (v first, then u), none in evaluation. ``OUTPUT_AXIS`` is the weight's axis
+    of output channels.
+    """
+
+    OUTPUT_AXIS = 0
+
+    def _register_singular_vectors(self) -> None:
+        matrix = self._matrix(self.weight)
+        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=SPECTRAL_EPSILON))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=SPECTRAL_EPSILON))
+        # A random pair gives a meaningless sigma: start from an estimate that is already close.
+        for _ in range(INITIAL_POWER_ITERATIONS):
+            self._power_iteration(matrix)
+
+    def _matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as a matrix (output channels, everything else)."""
+        return weight.movedim(self.OUTPUT_AXIS, 0).flatten(1)
+
+    @torch.no_grad()
+    def _power_iteration(self, matrix: torch.Tensor) -> None:
+        self.v.copy_(F.normalize(matrix.t() @ self.u, dim=0, eps=SPECTRAL_EPSILON))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=SPECTRAL_EPSILON))
+
+    def normalised_weight(self) -> torch.Tensor:
+        """weight / (u^T M v), differentiable in the weight; advances u and v by one iteration in training mode."""
+        # The estimate must not be rounded to half precision, or sigma would jitter from step to step.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self._matrix(self.weight)
+            if self.training:
+                self._power_iteration(matrix.detach())
+            # Cloned because a second forward before the backward would overwrite them in place.
+            u, v = self.u.clone(), self.v.clone()
+            return self.weight / torch.dot(u, matrix @ v)
+
+
+class SpectralConv2d(_SpectralNorm, nn.Conv2d):
+    """``nn.Conv2d`` with a spectrally normalised weight."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._register_singular_vectors()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.normalised_weight(), self.bias)
+
+
+class SpectralConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` (weight (in, out, kh, kw)) with a spectrally normalised weight."""
+
+    OUTPUT_AXIS = 1
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._register_singular_vectors()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(
+            x, self.normalised_weight(), self.bias, self.stride, self.padding, self.output_padding, self.groups,
+            self.dilation,
+        )
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with ``channels / 4`` groups."""
+    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+
+
+class ConvUnit(nn.Module):
+    """Spectral convolution (odd kernel, same padding) -> GroupNorm -> ELU: (B, inputs, H, W) -> (B, outputs, H/stride, ...)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True):
+        super().__init__()
+        self.conv = SpectralConv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+        self.norm = group_norm(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.elu(self.norm(self.conv(x)))
+
+
+class UpUnit(ConvUnit):
+    """Nearest upsampling by ``factor`` (rows, columns), then a :class:`ConvUnit`."""
+
+    def __init__(self, inputs: int, outputs: int, factor: tuple[int, int] = (2, 2)):
+        super().__init__(inputs, outputs)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = (x.shape[-2] * self.factor[0], x.shape[-1] * self.factor[1])
+        return super().forward(F.interpolate(x, size=size, mode="nearest"))
+
+
+class ResidualDouble(nn.Module):
+    """conv 3x3 -> norm -> activation -> conv 3x3 -> norm, plus the input, then the activation.
+
+    The first convolution carries the stride. Where the shape changes, the input passes a 1x1 convolution and a norm.
+    ``conv``, ``norm`` and ``activation`` are the layer classes (or factories) and the function to use.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, conv=SpectralConv2d, norm=group_norm,
+                 activation=F.elu):
+        super().__init__()
+        self.activation = activation
+        self.conv1 = conv(inputs, outputs, 3, stride, 1)
+        self.norm1 = norm(outputs)
+        self.conv2 = conv(outputs, outputs, 3, 1, 1)
+        self.norm2 = norm(outputs)
+        self.shortcut = None
+        if inputs != outputs or stride != 1:
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
+        return self.activation(residual + (x if self.shortcut is None else self.shortcut(x)))

@@ -1,0 +1,61 @@
+"""The occlusion net O: a U-Net that labels each pixel face, occlusion or background."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.layers import ResidualDouble
+
+# The labels, everywhere in this project; the mouth's inside counts as background.
+FACE, OCCLUSION, BACKGROUND = 0, 1, 2
+N_LABELS = 3
+MIN_SIZE = 32
+
+
+def _double(inputs: int, outputs: int) -> ResidualDouble:
+    return ResidualDouble(inputs, outputs, conv=nn.Conv2d, norm=nn.BatchNorm2d, activation=F.relu)
+
+
+class _Up(nn.Module):
+    """Doubles the deeper map, pads it to the skip's size and joins the two: (B, inputs/2, ...) each -> (B, outputs, ...)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(inputs // 2, inputs // 2, 2, 2)
+        self.join = _double(inputs, outputs)
+
+    def forward(self, deeper: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        deeper = self.upsample(deeper)
+        rows, columns = skip.shape[-2] - deeper.shape[-2], skip.shape[-1] - deeper.shape[-1]
+        deeper = F.pad(deeper, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return self.join(torch.cat([skip, deeper], dim=1))
+
+
+class OcclusionNet(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1], any H and W of at least 32 -> label probabilities (B, 3, H, W)."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (32, 64, 128, 256, 256, 256)
+        self.inlet = _double(3, widths[0])
+        self.down = nn.ModuleList(_double(*pair) for pair in zip(widths[:-1], widths[1:]))
+        self.up = nn.ModuleList([_Up(512, 256), _Up(512, 128), _Up(256, 64), _Up(128, 32), _Up(64, 32)])
+        self.output = nn.Conv2d(32, N_LABELS, 1)
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""
+        if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < MIN_SIZE:
+            raise ValueError(f"the occlusion net takes images (B, 3, H, W) of at least {MIN_SIZE} pixels a side; "
+                             f"got {tuple(image.shape)}")
+        maps = [self.inlet(image)]
+        for stage in self.down:
+            maps.append(stage(F.max_pool2d(maps[-1], 2)))
+        x = maps.pop()
+        for stage in self.up:
+            x = stage(x, maps.pop())
+        scores = self.output(x)
+        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.logits(image).softmax(dim=1)

@@ -1,0 +1,82 @@
+"""Ready networks from files: this project's weight files and training checkpoints, and the published checkpoints."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Callable, Mapping
+
+from torch import nn
+
+from models import legacy
+from models.encoder import Encoder
+from models.inpainter import Inpainter
+from models.occlusion import OcclusionNet
+from utils import checkpoints
+from utils.errors import UserError
+
+_OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt"}
+
+
+def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
+    """(encoder in evaluation mode, metadata) from any of the three kinds of files; UserError if there is none.
+
+    metadata is what was stored with the weights; "source" is "weights", "training" or "published".
+    """
+    return _load(path, "encoder", lambda state: Encoder())
+
+
+def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
+    """(occlusion net in evaluation mode, metadata), as :func:`load_encoder`."""
+    return _load(path, "occlusion", lambda state: OcclusionNet())
+
+
+def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> tuple[Inpainter, dict]:
+    """(inpainter in evaluation mode, metadata), as :func:`load_encoder`; the file says whether it has attention.
+
+    mirror: see :class:`~models.inpainter.Inpainter`.
+    """
+    network, metadata = _load(path, "inpainter", lambda state: Inpainter("attention.gamma" in state))
+    if mirror is not None:
+        network.mirror = mirror
+    return network, metadata
+
+
+def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Module]) -> tuple[nn.Module, dict]:
+    if path is None or str(path) == "":
+        raise UserError(f"no weights for the {name}: name a file with {_OPTIONS[name]}")
+    if not Path(path).exists():
+        raise UserError(f"the {name}'s weights {path} do not exist; give the right file with {_OPTIONS[name]}, or "
+                        f"train it with --stage {name}")
+    content = checkpoints.load(path)
+    if content.get("format") == checkpoints.WEIGHTS_FORMAT:
+        state, metadata = checkpoints.weights_of(content, name, str(path))
+        return _fill(create(state), state, path), {**metadata, "source": "weights"}
+    if content.get("format") == checkpoints.TRAINING_FORMAT:
+        state = _training_state(content, name, path)
+        metadata = {key: content[key] for key in ("metadata", "settings", "step", "epoch") if key in content}
+        return _fill(create(state), state, path), {**metadata, "source": "training"}
+    if legacy.is_published(content):
+        networks = legacy.build_networks(content, str(path))
+        if name not in networks:
+            raise UserError(f"{path} is a published checkpoint of {', '.join(networks)}, not of the {name}; check "
+                            f"which file is given with {_OPTIONS[name]}")
+        return networks[name], {"source": "published"}
+    found = ", ".join(map(str, list(content)[:8])) or "nothing"
+    raise UserError(f"{path} is no checkpoint of the {name}: it holds {found}; give a weight file, a training "
+                    "checkpoint of this project or a published checkpoint")
+
+
+def _training_state(content: Mapping, name: str, path: str | os.PathLike) -> dict:
+    """The network's averaged state if the training kept one, else its raw state."""
+    for group in ("averages", "networks"):
+        states = content.get(group)
+        if isinstance(states, Mapping) and isinstance(states.get(name), Mapping):
+            return legacy.strip_module(states[name])
+    held = ", ".join(content.get("networks") or {}) or "no network"
+    raise UserError(f"{path} is a training checkpoint of {held}, not of the {name}; check which file is given with "
+                    f"{_OPTIONS[name]}")
+
+
+def _fill(network: nn.Module, state: Mapping, path: str | os.PathLike) -> nn.Module:
+    checkpoints.load_state(network, state, str(path))
+    return network.eval()
