@@ -1,0 +1,129 @@
+"""Choosing and calling what does the work: the compiled libraries through ctypes, or the reference."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import warnings
+
+import torch
+
+from . import build, reference
+
+BACKENDS = ("auto", "cpu", "cuda", "reference")
+SUCCESS = -1  # codes of the compiled functions; a code >= 0 is the position of an index that is no vertex
+OUT_OF_MEMORY = -2
+CUDA_ERROR = -3
+
+_lock = threading.Lock()
+_libraries: dict[str, ctypes.CDLL | build.BuildError] = {}
+_warned: set[str] = set()
+
+
+def run(vertices, triangles, height, width, cull, backend):
+    """Rasterize by BACKEND; arguments as :func:`zbuffer.rasterize` has checked them.
+
+    Returns triangle (B, H, W) int64, depth (B, H, W) and barycentrics (B, H, W, 3) on the device of ``vertices``.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if backend in ("cpu", "cuda") and vertices.device.type != backend:
+        raise ValueError(f"backend {backend!r} cannot work on tensors on {vertices.device}")
+    if backend == "auto":
+        backend = _best_backend(vertices.device.type)
+    if backend == "reference":
+        return _run_reference(vertices, triangles, height, width, cull)
+    if vertices.device.type != backend:  # a device without a library of its own
+        results = _run_compiled(backend, vertices.cpu(), triangles.cpu(), height, width, cull)
+        return tuple(result.to(vertices.device) for result in results)
+    return _run_compiled(backend, vertices, triangles, height, width, cull)
+
+
+def _best_backend(device):
+    for candidate in ("cuda", "cpu") if device == "cuda" else ("cpu",):
+        library = _library(candidate)
+        if not isinstance(library, build.BuildError):
+            return candidate
+        slower = "the CPU" if candidate == "cuda" else "the slow PyTorch reference"
+        _warn_once(candidate, f"zbuffer: no compiled rasterizer for {candidate}, using {slower} instead: {library}")
+    return "reference"
+
+
+def _warn_once(key, message):
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _library(unit):
+    """The loaded library "cpu" or "cuda", or the error why there is none; tried once per process."""
+    with _lock:
+        if unit not in _libraries:
+            try:
+                library = ctypes.CDLL(str(build.find_or_build(unit)))
+                for name in ("zbuffer_rasterize_float", "zbuffer_rasterize_double"):
+                    getattr(library, name).restype = ctypes.c_int64
+                _libraries[unit] = library
+            except build.BuildError as error:
+                _libraries[unit] = error
+            except OSError as error:
+                _libraries[unit] = build.BuildError(f"the compiled library cannot be loaded: {error}")
+        return _libraries[unit]
+
+
+def _run_reference(vertices, triangles, height, width, cull):
+    triangles = triangles.long()
+    bad = (triangles < 0) | (triangles >= vertices.shape[1])
+    if bad.any():
+        _raise_bad_index(int(triangles[bad][0]), vertices.shape[1])
+    return reference.rasterize(vertices.detach(), triangles, height, width, cull)
+
+
+def _run_compiled(unit, vertices, triangles, height, width, cull):
+    library = _library(unit)
+    if isinstance(library, build.BuildError):
+        raise library
+    if triangles.dtype == torch.int64 and triangles.numel() and (
+            triangles.amax() >= 2**31 or triangles.amin() < 0):  # would wrap around below
+        bad = triangles[(triangles < 0) | (triangles >= 2**31)][0]
+        _raise_bad_index(int(bad), vertices.shape[1])
+    vertices = vertices.detach().contiguous()
+    triangles = triangles.to(torch.int32).contiguous()
+    items = vertices.shape[0]
+    triangle = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
+    depth = vertices.new_empty((items, height, width))
+    barycentrics = vertices.new_empty((items, height, width, 3))
+    numbers = [items, vertices.shape[1], triangles.shape[0], height, width, int(cull)]
+    arguments = [*map(_pointer, (vertices, triangles)), *map(ctypes.c_int64, numbers)]
+    outputs = [_pointer(output) for output in (triangle, depth, barycentrics)]
+    suffix = "double" if vertices.dtype == torch.float64 else "float"
+    function = getattr(library, f"zbuffer_rasterize_{suffix}")
+    if unit == "cpu":
+        code = function(*arguments, ctypes.c_int64(torch.get_num_threads()), *outputs)
+        message = ""
+    else:
+        keys = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
+        text = ctypes.create_string_buffer(1000)
+        code = function(*arguments, ctypes.c_int64(vertices.device.index), _pointer(keys), *outputs, text,
+                        ctypes.c_int64(len(text)))
+        message = text.value.decode(errors="replace")
+    _check_code(code, message, triangles, vertices.shape[1])
+    return triangle, depth, barycentrics
+
+
+def _pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _check_code(code, message, triangles, vertex_count):
+    if code == OUT_OF_MEMORY:
+        raise MemoryError("zbuffer: not enough memory for the images' keys")
+    if code == CUDA_ERROR:
+        raise RuntimeError(f"zbuffer: {message}")
+    if code != SUCCESS:
+        _raise_bad_index(int(triangles.reshape(-1)[code]), vertex_count)
+
+
+def _raise_bad_index(index, vertex_count):
+    known = f"0 to {vertex_count - 1}" if vertex_count else "none"
+    raise ValueError(f"triangles refer to vertex {index}, but the vertices are {known}")
