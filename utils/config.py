@@ -119,6 +119,8 @@ OPTIONS = {
         Option("is_using_recon", "bool", True, "use the image loss"),
         Option("use_conf", "bool", True, "weigh the pixel losses by the predicted uncertainty"),
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
+        Option("ema", "float", 0.999, "decay per step of the weights' moving average, which is validated and shipped; "
+               "0 = none", least=0, most=1),
         Option("checkpoint_minutes", "float", 10.0, "minutes between two checkpoints", least=0),
     ],
     "Machine": [
