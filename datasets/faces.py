@@ -67,11 +67,10 @@ class FolderFaces(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for step in range(len(self)):
-            name = self.names[(index + step) % len(self)]
-            image = self._read(name)
-            if image is not None:
-                return self._item(name, image)
-        raise UserError(f"{self.root} holds no readable picture: check the files")
+            item = self._try(self.names[(index + step) % len(self)])
+            if item is not None:
+                return item
+        raise UserError(f"{self.root} holds no usable picture: check the files")
 
     def path(self, name: str) -> Path:
         """The file of the face called ``name``."""
@@ -97,26 +96,26 @@ class FolderFaces(torch.utils.data.Dataset):
         return split_names(list(self._paths), train_dev_percent)[split]
 
     def _verify(self) -> None:
-        """Keep the pictures that can be read."""
-        self.names = [name for name in self.names if self._read(name) is not None]
+        """Keep the pictures that can be used."""
+        self.names = [name for name in self.names if self._try(name) is not None]
         if not self.names:
-            reasons = next(iter(self.unreadable.values()))
-            raise UserError(f"{self.root} holds no readable picture; the first: {reasons}")
+            reason = next(iter(self.unreadable.values()))
+            raise UserError(f"{self.root} holds no usable picture; the first: {reason}")
 
-    def _item(self, name: str, image: np.ndarray) -> dict[str, Any]:
-        """The item of a picture that has been read."""
-        return {"image": to_tensor(image), "name": name}
-
-    def _read(self, name: str) -> np.ndarray | None:
-        """The crop as uint8 (256, 256, 3), or None, with one warning, if the file cannot be used."""
+    def _try(self, name: str) -> dict[str, Any] | None:
+        """The item called ``name``, or None, with one warning, if its files cannot be used."""
         if name in self.unreadable:
             return None
         try:
-            return read_crop(self._paths[name])
+            return self._load(name)
         except UserError as error:
             self.unreadable[name] = str(error)
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+            warnings.warn(f"skipped: {error}", stacklevel=3)
             return None
+
+    def _load(self, name: str) -> dict[str, Any]:
+        """The item called ``name``; UserError if its files cannot be used."""
+        return {"image": to_tensor(read_crop(self._paths[name])), "name": name}
 
 
 def read_crop(path: str | os.PathLike) -> np.ndarray:
