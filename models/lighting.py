@@ -1,0 +1,52 @@
+"""Spherical-harmonics lighting and the division of a texture into albedo and shade (paper section 3.1, equation 4).
+
+Ranges: texture in [0, 1]; shade as it comes, clamped below at 0.5 where it is used; albedo = texture / shade, in [0, 2];
+the inpainter works on albedo - 1, in [-1, 1].
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+
+MIN_SHADE = 0.5
+ALBEDO_CENTRE = 1.0  # subtracted from albedo to reach the inpainter's range
+
+_BAND_0 = 1 / math.sqrt(4 * math.pi)
+_BAND_1 = (2 * math.pi / 3) * math.sqrt(3 / (4 * math.pi))
+_BAND_2_ZONAL = (math.pi / 4) * (1 / 2) * math.sqrt(5 / (4 * math.pi))
+_BAND_2_MIXED = (math.pi / 4) * 3 * math.sqrt(5 / (12 * math.pi))
+_BAND_2_DIFFERENCE = (math.pi / 4) * (3 / 2) * math.sqrt(5 / (12 * math.pi))
+
+
+def sh_basis(normals: torch.Tensor) -> torch.Tensor:
+    """The nine second-order basis functions H_b of unit camera-space normals: (..., 3) -> (..., 9)."""
+    x, y, z = normals.unbind(-1)
+    return torch.stack([
+        torch.full_like(x, _BAND_0),
+        _BAND_1 * z,
+        _BAND_1 * y,
+        _BAND_1 * x,
+        _BAND_2_ZONAL * (2 * z * z - x * x - y * y),
+        _BAND_2_MIXED * y * z,
+        _BAND_2_MIXED * x * z,
+        _BAND_2_MIXED * x * y,
+        _BAND_2_DIFFERENCE * (x * x - y * y),
+    ], dim=-1)
+
+
+def shade(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    """Shade H_b(n) * l: normals (B, ..., 3) and light (B, 27), nine red, nine green, nine blue -> (B, ..., 3), unclamped."""
+    basis = sh_basis(normals)
+    coefficients = light.reshape(len(light), 3, *[1] * (normals.dim() - 2), 9)
+    return torch.stack([(basis * coefficients[:, channel]).sum(-1) for channel in range(3)], dim=-1)
+
+
+def to_albedo(texture: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
+    """Texture in [0, 1] and its shade, same shapes -> the inpainter's albedo in [-1, 1]; undone by :func:`to_texture`."""
+    return texture / shade.clamp(min=MIN_SHADE) - ALBEDO_CENTRE
+
+
+def to_texture(albedo: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
+    """The inpainter's albedo in [-1, 1] and its shade, same shapes -> texture, which may leave [0, 1]."""
+    return (albedo + ALBEDO_CENTRE) * shade.clamp(min=MIN_SHADE)

@@ -1,0 +1,200 @@
+"""Between the image and the UV map: projection, normals, shade, visibility, unwrapping and rendering (paper section 3).
+
+Image positions are (row, column, depth): pixel centres at integer rows and columns, depth in micrometres, larger is
+nearer. UV maps are (B, C, 192, 256). Nothing is stored per vertex of a texture, so its detail does not depend on the
+mesh: unwrapping samples the image at each texel's projected position, rendering samples the map at each pixel's UV
+coordinate, both bilinearly.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+import zbuffer
+from models import lighting
+from models.morphable import UV_HEIGHT, UV_WIDTH, MorphableModel
+
+WINDOW_SIZE = 224  # pixels; the pose's translation is relative to this window
+VISIBILITY_TOLERANCE = 1500.0  # micrometres of depth by which a texel may disagree with the z-buffer
+NEGLIGIBLE_WEIGHT = 1e-3  # a pixel with less weight in a bilinear sample does not decide about its visibility
+
+
+def rotation(pose: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices (B, 3, 3) = Rx Ry Rz of pose (B, >= 3) in [-1, 1], whose first three are angles / (pi / 2)."""
+    sines, cosines = (part.unbind(-1) for part in ((pose[:, :3] * (math.pi / 2)).sin(), (pose[:, :3] * (math.pi / 2)).cos()))
+    (sx, sy, sz), (cx, cy, cz) = sines, cosines
+    return torch.stack([
+        cy * cz, -cy * sz, sy,
+        cx * sz + sx * sy * cz, cx * cz - sx * sy * sz, -sx * cy,
+        sx * sz - cx * sy * cz, sx * cz + cx * sy * sz, cx * cy,
+    ], dim=-1).unflatten(-1, (3, 3))
+
+
+def rotate(vectors: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+    """Vectors (B, N, 3) of the model -> camera space (x right, y up, z nearer), by the pose's unscaled rotation."""
+    rows = rotation(pose).unbind(1)
+    return torch.stack([(vectors * row[:, None]).sum(-1) for row in rows], dim=-1)
+
+
+def project(vertices: torch.Tensor, scale: torch.Tensor, pose: torch.Tensor, offset: int = 0) -> torch.Tensor:
+    """Weak perspective: vertices (B, V, 3) in micrometres -> image positions (B, V, 3) of (row, column, depth).
+
+    scale (B,) pixels per micrometre; pose (B, 5) in [-1, 1]: three angles, and translations t with
+    0.5 * (t + 1) * 224 pixels. x = scale * R_x S + t_x, y = scale * R_y S + t_y, row = 223 - y, column = x,
+    depth = R_z S. offset: pixels added to row and column, 16 for the 256 px crop around the window.
+    """
+    x, y, depth = rotate(vertices, pose).unbind(-1)
+    shift = 0.5 * (pose[:, 3:5] + 1) * WINDOW_SIZE
+    column = scale[:, None] * x + shift[:, :1] + offset
+    row = (WINDOW_SIZE - 1 + offset) - (scale[:, None] * y + shift[:, 1:])
+    return torch.stack([row, column, depth], dim=-1)
+
+
+def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
+    """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
+
+    triangles (T, 3), counter-clockwise seen from outside. Scale the vertices so that areas stay within the type's range:
+    micrometres do in float32.
+    """
+    corners = [vertices[:, triangles[:, k]] for k in range(3)]
+    weighted = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0], dim=-1)  # length: twice the area
+    total = torch.zeros_like(vertices)
+    for k in range(3):
+        total = total.index_add(1, triangles[:, k], weighted)
+    return nn.functional.normalize(total, dim=-1)
+
+
+def sample(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Sample maps (B, C, H, W) bilinearly at rows, columns (B, h, w) -> (B, C, h, w).
+
+    Pixel centres are at integer coordinates. A position outside the map takes the nearest point of its border.
+    """
+    height, width = maps.shape[-2:]
+    grid = torch.stack([columns * (2 / max(width - 1, 1)) - 1, rows * (2 / max(height - 1, 1)) - 1], dim=-1)
+    return nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class Renderer(nn.Module):
+    """Unwraps images to the UV map of a morphable model, and renders UV maps through its mesh.
+
+    Buffers (not stored in checkpoints): uv_mask (192, 256) bool, the texels that lie on the face; textured (T,) bool, the
+    triangles that the UV map shows where vertex_uv says (published models clamp vertices that lie outside the map).
+    """
+
+    def __init__(self, morphable: MorphableModel):
+        super().__init__()
+        self.morphable = morphable
+        mask = morphable.uv_triangle >= 0
+        inside = mask.flatten().nonzero()[:, 0]
+        nearest = ndimage.distance_transform_edt(~mask.numpy(), return_distances=False, return_indices=True)
+
+        def buffer(name: str, tensor: torch.Tensor) -> None:
+            self.register_buffer(name, tensor, persistent=False)
+
+        buffer("uv_mask", mask)
+        buffer("texels", inside)
+        buffer("texel_corners", morphable.triangles[morphable.uv_triangle.flatten()[inside]])
+        buffer("texel_weights", morphable.uv_barycentrics.flatten(0, 1)[inside])
+        buffer("nearest_texel", torch.from_numpy(nearest[0].astype(np.int64) * UV_WIDTH + nearest[1]).flatten())
+        buffer("textured", self._find_textured())
+
+    def _find_textured(self) -> torch.Tensor:
+        """Triangles whose centre the UV map shows at the centre of their vertex_uv, within the triangle's own size."""
+        triangles, mean = self.morphable.triangles, self.morphable.mean
+        corners, uv_corners = mean[triangles], self.morphable.vertex_uv[triangles]
+        size = (corners - corners.roll(1, dims=1)).norm(dim=-1).amax(dim=1)
+        row, column = uv_corners.mean(dim=1).round().long().unbind(-1)
+        texel_positions = self.to_uv(mean[None])[0]
+        shown = texel_positions.flatten(1).T[self.nearest_texel].reshape(UV_HEIGHT, UV_WIDTH, 3)[row, column]
+        texel_size = (texel_positions[:, :, 1:] - texel_positions[:, :, :-1]).norm(dim=0)
+        texel_size = texel_size[self.uv_mask[:, 1:] & self.uv_mask[:, :-1]].median()
+        return (shown - corners.mean(dim=1)).norm(dim=-1) <= size + 3 * texel_size
+
+    def to_uv(self, attributes: torch.Tensor) -> torch.Tensor:
+        """Interpolate vertex attributes (B, V, C) to the UV map (B, C, 192, 256), 0 outside the face."""
+        values = sum(attributes[:, self.texel_corners[:, k]] * self.texel_weights[:, k, None].to(attributes.dtype)
+                     for k in range(3))
+        maps = values.new_zeros(len(values), values.shape[-1], UV_HEIGHT * UV_WIDTH)
+        return maps.index_copy(2, self.texels, values.transpose(1, 2)).unflatten(-1, (UV_HEIGHT, UV_WIDTH))
+
+    def rasterize(self, positions: torch.Tensor, size: tuple[int, int]) -> zbuffer.Rasterization:
+        """What each pixel of an image of size (H, W) shows of the mesh at positions (B, V, 3); back faces are left out."""
+        return zbuffer.rasterize(positions, self.morphable.triangles, size, cull=True)
+
+    def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+        """Unit normals in camera space on the UV map: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256), 0 outside."""
+        normals = rotate(vertex_normals(vertices, self.morphable.triangles), pose)
+        return nn.functional.normalize(self.to_uv(normals), dim=1)
+
+    def uv_shade(self, normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+        """Shade (B, 3, 192, 256), unclamped, of UV normals (B, 3, 192, 256) under light (B, 27); 1 outside the face."""
+        shade = lighting.shade(normals.permute(0, 2, 3, 1), light).permute(0, 3, 1, 2)
+        return torch.where(self.uv_mask, shade, 1.0)
+
+    def unwrap(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Image (B, C, H, W) seen through the mesh at positions (B, V, 3) -> UV map (B, C, 192, 256), 0 outside the face.
+
+        Texels that are not visible (see :meth:`uv_visibility`) show whatever covers them.
+        """
+        rows, columns, _ = self.to_uv(positions).unbind(1)
+        return sample(image, rows, columns) * self.uv_mask
+
+    @torch.no_grad()
+    def uv_visibility(self, positions: torch.Tensor, normals: torch.Tensor, raster: zbuffer.Rasterization) -> torch.Tensor:
+        """Which texels the image shows -> (B, 1, 192, 256) bool.
+
+        positions (B, V, 3) and their raster; normals (B, 3, 192, 256) from :meth:`uv_normals`. A texel is visible if its
+        normal faces the camera, it lies inside the image, and every pixel that its bilinear sample uses shows the
+        surface at the texel's depth: the plane of the pixel's triangle, continued to the texel's position, agrees
+        within VISIBILITY_TOLERANCE. So neither self-occluded texels nor those on an outline, whose sample is mixed with
+        what lies behind, are visible.
+        """
+        height, width = raster.mask.shape[1:]
+        rows, columns, depth = self.to_uv(positions).unbind(1)
+        visible = self.uv_mask & (normals[:, 2] > 0)
+        visible = visible & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
+        planes = self._planes(positions, raster)
+        batch = torch.arange(len(positions), device=positions.device)[:, None, None]
+        for pixel_row in (rows.floor(), rows.floor() + 1):
+            for pixel_column in (columns.floor(), columns.floor() + 1):
+                down, right = rows - pixel_row, columns - pixel_column
+                weight = (1 - down.abs()) * (1 - right.abs())
+                at_row, at_column = pixel_row.long().clamp(0, height - 1), pixel_column.long().clamp(0, width - 1)
+                pixel_depth, per_row, per_column = planes[batch, at_row, at_column].unbind(-1)
+                surface = pixel_depth + per_row * down + per_column * right
+                agrees = (surface - depth).abs() <= VISIBILITY_TOLERANCE  # false where the pixel is empty
+                visible = visible & (agrees | (weight <= NEGLIGIBLE_WEIGHT))
+        return visible[:, None]
+
+    def _planes(self, positions: torch.Tensor, raster: zbuffer.Rasterization) -> torch.Tensor:
+        """Depth, and its change per row and per column, of the triangle that each pixel shows: (B, H, W, 3)."""
+        corners = self.morphable.triangles[raster.triangle.clamp(min=0)]
+        batch = torch.arange(len(positions), device=positions.device)[:, None, None]
+        first, second, third = (positions[batch, corners[..., k]] for k in range(3))
+        normal = torch.linalg.cross(second - first, third - first, dim=-1)
+        gradient = -normal[..., :2] / normal[..., 2:]
+        return torch.cat([raster.depth[..., None], gradient], dim=-1)
+
+    def uv_coordinates(self, raster: zbuffer.Rasterization) -> torch.Tensor:
+        """UV coordinate [row, column] of the point that each pixel shows: (B, H, W, 2), 0 where there is none."""
+        return zbuffer.interpolate(self.morphable.vertex_uv.to(raster.barycentrics.dtype), self.morphable.triangles, raster)
+
+    def coverage(self, raster: zbuffer.Rasterization) -> torch.Tensor:
+        """Pixels that show a part of the mesh within a texel of what the UV map covers: (B, 1, H, W) bool."""
+        rows, columns = self.uv_coordinates(raster).detach().unbind(-1)
+        on_map = sample(self.uv_mask.to(rows.dtype).expand(len(rows), 1, -1, -1), rows, columns)[:, 0] > 0
+        return (raster.mask & on_map & self.textured[raster.triangle.clamp(min=0)])[:, None]
+
+    def render(self, uv_map: torch.Tensor, raster: zbuffer.Rasterization) -> torch.Tensor:
+        """UV map (B, C, 192, 256) seen through the mesh -> image (B, C, H, W), 0 outside :meth:`coverage`.
+
+        Texels outside the face first take the value of the nearest texel on it, so that no zeros bleed in at the map's
+        edge. Differentiable in the map, and in the positions through the raster's barycentrics.
+        """
+        filled = uv_map.flatten(2)[..., self.nearest_texel].unflatten(-1, (UV_HEIGHT, UV_WIDTH))
+        rows, columns = self.uv_coordinates(raster).unbind(-1)
+        return sample(filled, rows, columns) * self.coverage(raster)
