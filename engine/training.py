@@ -145,7 +145,7 @@ class Trainer:
 
     def _train_step(self, batches: list[dict]) -> None:
         """One step of all optimisers from `accumulate` micro-batches."""
-        for optimiser, name in ((self.optimisers[name], name) for name in self.optimisers):
+        for name, optimiser in self.optimisers.items():
             factor = self.schedule.factor(self.rates[name], self.step, self.epoch, self._progress())
             for group in optimiser.param_groups:
                 group["lr"] = self.rates[name] * factor
@@ -157,6 +157,8 @@ class Trainer:
         self._agree(values)
         trained = {"main": self._parameters(self.stage.networks), "critic": self._parameters(self.stage.critics)}
         for name, optimiser in self.optimisers.items():
+            if all(parameter.grad is None for parameter in trained[name]):
+                continue  # the discriminator waits until its turn
             self.scaler.unscale_(optimiser)
             distributed.average_gradients(trained[name], self.world)
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
@@ -394,7 +396,7 @@ def train(settings: Any) -> dict[str, float]:
         train_set, validation_set = build.build_training_data(settings)
         trainer = Trainer(build.build_stage(settings), train_set, validation_set, options, world)
         if settings.resume:
-            trainer.restore(settings.resume, update_rate=bool(settings.update_lr))
+            trainer.restore(build.resume_file(settings), update_rate=settings.update_lr)
         if world.is_main:
             options.folder.mkdir(parents=True, exist_ok=True)
             settings.write(options.folder / "args.txt")

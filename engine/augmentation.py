@@ -1,0 +1,107 @@
+"""Random changes of training images, with the same change made exactly to the ground truth of a face.
+
+Geometry is a similarity (zoom, rotation, shift) and a mirror image. In the window's coordinates p = (x, y), y upwards
+(see `models.renderer`), the similarity is p' = zoom Z (p - c) + c + shift about the centre c, Z a rotation in the image.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+
+CENTRE = (WINDOW_SIZE - 1) / 2
+
+
+@dataclass
+class Similarity:
+    """B random placements: zoom (B,), angle (B,) in radians (counter-clockwise), shift (B, 2) in pixels, mirror (B,) bool.
+
+    The mirror image comes first, then the similarity.
+    """
+
+    zoom: Tensor
+    angle: Tensor
+    shift: Tensor
+    mirror: Tensor
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, count: int, device: torch.device, *, zoom: float = 0.05, angle: float = 0.06,
+             shift: float = 3.0, mirror: bool = True) -> "Similarity":
+        """Normal deviates of the given standard deviations (`zoom` of its logarithm); mirrored half of the time."""
+        def normal(scale: float, *shape: int) -> Tensor:
+            return torch.from_numpy(rng.normal(0, scale, shape).astype(np.float32)).to(device)
+        flips = torch.from_numpy(rng.random(count) < 0.5).to(device) & mirror
+        return cls(normal(zoom, count).exp(), normal(angle, count), normal(shift, count, 2), flips)
+
+    def rotation(self) -> Tensor:
+        """Z as (B, 3, 3) about the viewing axis."""
+        matrix = torch.zeros(len(self.angle), 3, 3, device=self.angle.device)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = self.angle.cos()
+        matrix[:, 1, 0] = self.angle.sin()
+        matrix[:, 0, 1] = -self.angle.sin()
+        matrix[:, 2, 2] = 1
+        return matrix
+
+    def warp(self, crops: Tensor, mode: str = "bilinear") -> Tensor:
+        """Crops (B, C, 256, 256) -> their windows (B, C, 224, 224) after the change; beyond the crop the edge goes on."""
+        crops = torch.where(self.mirror[:, None, None, None], crops.flip(3), crops)
+        steps = torch.arange(WINDOW_SIZE, device=crops.device, dtype=torch.float32)
+        y, x = torch.meshgrid(WINDOW_SIZE - 1 - steps, steps, indexing="ij")
+        target = torch.stack([x, y], -1).reshape(1, -1, 2) - CENTRE - self.shift[:, None]
+        source = target @ self.rotation()[:, :2, :2] / self.zoom[:, None, None] + CENTRE
+        columns = source[..., 0] + WINDOW_OFFSET
+        rows = WINDOW_SIZE - 1 - source[..., 1] + WINDOW_OFFSET
+        grid = torch.stack([columns, rows], -1) * (2 / (CROP_SIZE - 1)) - 1
+        grid = grid.reshape(-1, WINDOW_SIZE, WINDOW_SIZE, 2)
+        return F.grid_sample(crops, grid, mode=mode, padding_mode="border", align_corners=True)
+
+    def pose(self, rotation: Tensor, scale: Tensor, translation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The changed pose: rotation (B, 3, 3), scale (B,), translation (B, 2) in window pixels, y upwards.
+
+        A mirror image x -> -x of both the head and the picture turns R into M R M with M = diag(-1, 1, 1).
+        """
+        signs = torch.tensor([-1.0, 1.0, 1.0], device=rotation.device)
+        flipped = rotation * signs[:, None] * signs[None, :]
+        rotation = torch.where(self.mirror[:, None, None], flipped, rotation)
+        flipped = torch.stack([WINDOW_SIZE - 1 - translation[:, 0], translation[:, 1]], 1)
+        translation = torch.where(self.mirror[:, None], flipped, translation)
+        turn = self.rotation()
+        moved = ((turn[:, :2, :2] @ (translation - CENTRE)[..., None])[..., 0] * self.zoom[:, None] + CENTRE + self.shift)
+        return turn @ rotation, scale * self.zoom, moved
+
+    def light(self, light: Tensor) -> Tensor:
+        """The changed spherical-harmonics light (B, 27): 9 coefficients of 1, z, y, x, 2z2-x2-y2, yz, xz, xy, x2-y2 a channel.
+
+        Under a rotation by a about z, (x, y) and (xz, yz) turn by a, and (x2-y2, 2xy) by 2a.
+        """
+        band = light.reshape(-1, 3, 9)
+        signs = torch.ones(9, device=light.device)
+        signs[[3, 6, 7]] = -1  # odd in x
+        band = torch.where(self.mirror[:, None, None], band * signs, band)
+        c1, s1 = self.angle.cos()[:, None], self.angle.sin()[:, None]
+        c2, s2 = (2 * self.angle).cos()[:, None], (2 * self.angle).sin()[:, None]
+        one, z, y, x, z2, yz, xz, xy, x2 = band.unbind(-1)
+        return torch.stack([one, z, c1 * y + s1 * x, c1 * x - s1 * y, z2, c1 * yz + s1 * xz, c1 * xz - s1 * yz,
+                            c2 * xy + s2 * x2, c2 * x2 - s2 * xy], -1).reshape(-1, 27)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def colour_jitter(images: Tensor, rng: np.random.Generator, strength: float = 1.0) -> Tensor:
+    """Random contrast, brightness and colour cast of images (B, 3, H, W) in [-1, 1]; the result is clamped to that."""
+    count = len(images)
+
+    def normal(scale: float, channels: int) -> Tensor:
+        deviates = rng.normal(0, scale * strength, (count, channels, 1, 1)).astype(np.float32)
+        return torch.from_numpy(deviates).to(images.device)
+
+    images = images * (1 + normal(0.15, 1)) + normal(0.1, 1)
+    return (images * (1 + normal(0.05, 3))).clamp(-1, 1)

@@ -1,0 +1,225 @@
+"""From settings to datasets and networks: the only place that knows which option means which object."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch.utils.data import Dataset
+
+from datasets.definition import load as load_definition
+from engine.stage import Stage
+from models.morphable import MorphableModel, mirror_uv
+from utils import device as devices
+from utils.errors import UserError
+
+PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
+SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
+HELD_OUT_FACES = 256  # built-in faces that choose the best checkpoint
+LABELLED = ("Synthetic", "CelebAMaskHQ")
+NOT_LOSSES = {"inpainter": ("gan_start",), "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
+
+
+def choose_device(settings: Any) -> torch.device:
+    """The GPU, or the CPU if there is none or --ngpu is 0."""
+    return devices.choose_device(settings.ngpu)
+
+
+def choose_precision(settings: Any) -> str:
+    """--precision; "auto" is bf16 where the processor computes in it, else fp32."""
+    if settings.precision != "auto":
+        return settings.precision
+    if choose_device(settings).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def run_folder(settings: Any) -> Path:
+    """Where a training run's checkpoints and settings go.
+
+    Raises:
+        UserError: another run's checkpoint lies there already.
+    """
+    folder = Path(settings.save_dir) if settings.save_dir else Path(settings.result_path) / settings.stage
+    if (folder / "last.pth").exists() and not (settings.resume or settings.overwrite):
+        raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it with "
+                        "--overwrite, or choose another --save-dir")
+    return folder
+
+
+def log_folder(settings: Any, folder: Path) -> Path:
+    """Where TensorBoard's files go."""
+    return Path(settings.logs_dir) if settings.logs_dir else folder / "logs"
+
+
+def resume_file(settings: Any) -> Path | None:
+    """The checkpoint that --resume names, itself or by its run's folder."""
+    if not settings.resume:
+        return None
+    path = Path(settings.resume)
+    return path / "last.pth" if path.is_dir() else path
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """All options as plain values, to be stored beside results."""
+    return dict(vars(settings))
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
+
+def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
+    """(training set, held-out set that chooses the best checkpoint); they share no face.
+
+    Raises:
+        UserError: the data is missing, or cannot train this stage.
+    """
+    kind = settings.dataset_train
+    if settings.stage == "encoder" and kind != "Synthetic":
+        raise UserError(f"--stage encoder learns from known shapes, which --dataset-train {kind} has not: use Synthetic")
+    if settings.stage == "occlusion" and kind not in LABELLED:
+        raise UserError(f"--stage occlusion learns from labelled pixels, which --dataset-train {kind} has not: "
+                        f"use {' or '.join(LABELLED)}")
+    if kind == "Synthetic":
+        return _synthetic_training(settings)
+    return tuple(_folder_data(settings, kind, split) for split in ("train", "dev"))
+
+
+def build_test_data(settings: Any) -> Dataset:
+    """The faces that --eval completes: built-in test faces without occluders, a dataset's test split, or a whole folder.
+
+    A folder given with --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
+
+    Raises:
+        UserError: the data is missing.
+    """
+    kind = settings.dataset_test
+    if kind == "Synthetic":
+        from datasets.synthetic import SyntheticFaces
+        return SyntheticFaces("test", settings.test_count, seed=settings.dataset_options.get("seed", 0),
+                              occluders=settings.mask_source == "occlusion")
+    return _folder_data(settings, kind, None if kind == "Faces" else "test")
+
+
+def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
+    from datasets.synthetic import CachedFaces, SyntheticFaces
+    options = dict(settings.dataset_options)
+    length = options.pop("length", SYNTHETIC_LENGTH)
+    if settings.synthetic_cache:
+        train = CachedFaces(settings.synthetic_cache)
+    else:
+        train = SyntheticFaces("train", length, **options)
+    return train, SyntheticFaces("dev", HELD_OUT_FACES)
+
+
+def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
+    from datasets.celeba import CelebACrops
+    from datasets.celebamask import CelebAMaskHQ
+    from datasets.faces import FolderFaces
+    if not settings.dataroot:
+        raise UserError(f"the dataset {kind} needs its folder: give --dataroot DIR")
+    if not Path(settings.dataroot).is_dir():
+        raise UserError(f"--dataroot {settings.dataroot}: no such folder")
+    cls = {"Faces": FolderFaces, "CelebA": CelebACrops, "CelebAMaskHQ": CelebAMaskHQ}[kind]
+    options = {"split": split, "train_dev_percent": settings.train_dev_percent, **settings.dataset_options}
+    try:
+        return cls(settings.dataroot, **options)
+    except TypeError as error:
+        raise UserError(f"--dataset-options {settings.dataset_options}: {kind} does not take this ({error})") from None
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------
+
+def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
+    """The morphable model: --definition, or with auto the one that the encoder was trained with ("builtin" or a folder).
+
+    metadata: of the encoder's file, as `models.weights.load_encoder` returns it; None if there is no encoder yet.
+    """
+    if settings.definition != "auto":
+        return settings.definition
+    if metadata is None:
+        return "builtin"
+    if metadata.get("source") == "published":
+        return PUBLISHED_DEFINITION
+    return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
+
+
+def build_completion(settings: Any, device: torch.device | None = None):
+    """FaceCompletion with all trained networks, in evaluation mode on the device.
+
+    Raises:
+        UserError: a file of weights or of the morphable model is missing or does not fit.
+    """
+    from models.completion import FaceCompletion
+    from models.weights import load_encoder, load_inpainter, load_occlusion
+    inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
+    encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    occlusion, _ = load_occlusion(settings.occ_ckpt)
+    definition = load_definition(choose_definition(settings, metadata))
+    completion = FaceCompletion(encoder, inpainter, MorphableModel(definition), occlusion=occlusion,
+                                iterations=settings.niters)
+    return completion.eval().to(device or choose_device(settings))
+
+
+def build_stage(settings: Any) -> Stage:
+    """The stage that is to be trained, with fresh networks and, where it needs them, trained frozen ones.
+
+    Raises:
+        UserError: --loss-options names an unknown loss, or a frozen network's weights are missing.
+    """
+    stage = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage}[settings.stage](settings)
+    unknown = set(settings.loss_options) - set(stage.weights) - set(NOT_LOSSES[settings.stage])
+    if unknown:
+        raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
+                        f"it has {', '.join(stage.weights)}")
+    return stage
+
+
+def _encoder_stage(settings: Any) -> Stage:
+    from engine.encoder_stage import EncoderStage, Geometry, mean_ground_truth, prepare_encoder
+    from models.decoders import AlbedoDecoder
+    from models.encoder import Encoder
+    from models.renderer import Renderer
+    name = choose_definition(settings, None)
+    definition = load_definition(name)
+    model = MorphableModel(definition)
+    encoder = Encoder()
+    if not settings.resume:
+        train_set, _ = build_training_data(settings)
+        prepare_encoder(encoder, *mean_ground_truth(train_set))
+    geometry = Geometry(model, definition.coefficient_parity, definition.coefficient_mean, definition.coefficient_std)
+    renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
+    weights = dict(settings.loss_options)
+    extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
+    return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
+
+
+def _occlusion_stage(settings: Any) -> Stage:
+    from engine.occlusion_stage import OcclusionStage
+    from models.occlusion import OcclusionNet
+    return OcclusionStage(OcclusionNet(), settings.loss_options)
+
+
+def _inpainter_stage(settings: Any) -> Stage:
+    from engine.inpainter_stage import InpainterStage
+    from models.completion import FaceCompletion
+    from models.discriminator import PyramidDiscriminator
+    from models.inpainter import Inpainter
+    from models.weights import load_encoder, load_occlusion
+    encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    occlusion = None
+    if settings.dataset_train not in LABELLED:
+        occlusion, _ = load_occlusion(settings.occ_ckpt)
+    definition = load_definition(choose_definition(settings, metadata))
+    completion = FaceCompletion(encoder, Inpainter(mirror=mirror_uv), MorphableModel(definition), occlusion=occlusion,
+                                iterations=1)
+    weights = dict(settings.loss_options)
+    perceptual = None
+    if weights.get("perceptual", 0) > 0:
+        from engine.losses import PerceptualLoss
+        from engine.pretrained import load_vgg_features
+        perceptual = PerceptualLoss(load_vgg_features())
+    extra = {key: weights.pop(key) for key in NOT_LOSSES["inpainter"] if key in weights}
+    weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
+    return InpainterStage(completion, PyramidDiscriminator(), weights, albedo_kind=settings.tex_loss,
+                          image_kind=settings.recon_loss, use_confidence=settings.use_conf, perceptual=perceptual, **extra)
+

@@ -1,0 +1,288 @@
+"""Evaluation (``main.py --eval``): complete held-out faces, score them, and compare with simple methods on the same holes."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Mapping, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.masks import MaskFolder, fixed_hole, mask_ratio, ratio_bin
+from engine import report
+from engine.baselines import BASELINES
+from engine.encoder_stage import landmark_error
+from engine.metrics import psnr, ssim
+from engine.training import start_worker
+from models.blending import from_uint8, to_uint8
+from models.occlusion import FACE
+from utils.errors import UserError
+from utils.images import write_image
+from utils.logging import note, progress, warning
+
+METHOD = "3DFaceFill"
+MEASURES = ("PSNR", "SSIM", "LPIPS")
+BATCH_SIZE = 8
+EXAMPLES = 8  # rows of the grid of examples
+HOLE_GREY = 128  # how a hole is shown in the grid
+FACE_THRESHOLD = 0.5  # probability from which a pixel is face
+
+
+class CompletesFaces(Protocol):
+    """What evaluation needs of `models.completion.FaceCompletion`."""
+
+    occlusion: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, image: Tensor, hole: Tensor) -> Any: ...
+    def predict_hole(self, image: Tensor) -> Tensor: ...
+
+
+@dataclass
+class EvaluationOptions:
+    """source: "random" (fixed by seed and name), "file" (from `masks`) or "occlusion" (the net's prediction, no scores).
+
+    resolution: 256, the whole aligned crop, or 224, its centre window.
+    """
+
+    folder: Path
+    source: str = "random"
+    masks: MaskFolder | None = None
+    resolution: int = CROP_SIZE
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
+    save_pictures: bool = True
+    save_landmarks: bool = False
+    log_type: str = "progressbar"
+
+
+@dataclass
+class Results:
+    """One entry per image: names, mask/face ratios, and scores as measure -> method -> values (None: not measured)."""
+
+    names: list[str] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    scores: dict[str, dict[str, list[float | None]]] = field(
+        default_factory=lambda: {measure: {method: [] for method in (METHOD, *BASELINES)} for measure in MEASURES})
+    landmark_errors: list[float] = field(default_factory=list)
+    examples: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def rows(self, method: str) -> list[dict[str, Any]]:
+        """The table's rows of one method, as in metrics.csv."""
+        return [{"name": name, "ratio": ratio, "method": method,
+                 **{measure.lower(): self.scores[measure][method][index] for measure in MEASURES}}
+                for index, (name, ratio) in enumerate(zip(self.names, self.ratios))]
+
+
+class Evaluator:
+    """Completes and scores the faces of a dataset; pictures and landmarks are written as they come.
+
+    dataset: items {"image": uint8 (3, 256, 256), "name", optionally "labels" uint8 (256, 256) and "landmarks" (68, 2)}.
+    lpips: a function of two uint8 images, or None where it is not available.
+    """
+
+    def __init__(self, dataset: Dataset, completion: CompletesFaces, options: EvaluationOptions,
+                 lpips: Callable[[np.ndarray, np.ndarray], float] | None):
+        self.dataset, self.completion, self.options, self.lpips = dataset, completion, options, lpips
+        self.results = Results()
+        count = len(dataset)
+        self.example_indices = set(np.linspace(0, count - 1, min(EXAMPLES, count)).round().astype(int).tolist())
+        self.index = 0
+
+    @torch.no_grad()
+    def run(self) -> Results:
+        """Goes through the dataset once."""
+        start = time.monotonic()
+        loader = DataLoader(self.dataset, batch_size=BATCH_SIZE, num_workers=self.options.workers,
+                            worker_init_fn=start_worker)
+        for batch in progress(loader, "evaluating", len(loader), self.options.log_type):
+            self._batch(batch)
+        self.results.skipped.update(getattr(self.dataset, "unreadable", {}))
+        self.results.seconds = time.monotonic() - start
+        return self.results
+
+    def _batch(self, batch: Mapping[str, Any]) -> None:
+        image = from_uint8(batch["image"].to(self.options.device))
+        face = self._face(image, batch)
+        holes = self._holes(image, face, batch["name"])
+        kept = [index for index, hole in enumerate(holes) if hole is not None]
+        if not kept:
+            self.index += len(holes)
+            return
+        inside = self._inside()
+        hole = torch.from_numpy(np.stack([holes[index] for index in kept]))[:, None].to(image.device)
+        completion = self.completion(image[kept][..., inside, inside], hole[..., inside, inside])
+        outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
+        truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
+        for place, index in enumerate(kept):
+            region = face[index][inside, inside]
+            self._image(batch["name"][index], truths[place], holes[index][inside, inside], region, outputs[place],
+                        example=self.index + index in self.example_indices)
+            self._landmarks(batch, index, completion.landmarks[place].cpu())
+        self.index += len(holes)
+
+    def _inside(self) -> slice:
+        offset = WINDOW_OFFSET if self.options.resolution == WINDOW_SIZE else 0
+        return slice(offset, offset + self.options.resolution)
+
+    def _face(self, image: Tensor, batch: Mapping[str, Any]) -> np.ndarray:
+        """The face of each crop, bool (B, 256, 256): the dataset's labels, else the net's on the unmasked image."""
+        if "labels" in batch:
+            return (batch["labels"] == FACE).numpy()
+        return (self.completion.occlusion(image)[:, FACE] >= FACE_THRESHOLD).cpu().numpy()
+
+    def _holes(self, image: Tensor, face: np.ndarray, names: list[str]) -> list[np.ndarray | None]:
+        """The hole of each crop, bool (256, 256); None, noted as skipped, where there is no usable mask."""
+        if self.options.source == "occlusion":
+            return list(self.completion.predict_hole(image)[:, 0].bool().cpu().numpy())
+        if self.options.source == "random":
+            return [fixed_hole(self.options.seed, name, region) for name, region in zip(names, face)]
+        holes: list[np.ndarray | None] = []
+        for name in names:
+            try:
+                holes.append(self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)))
+            except UserError as error:
+                holes.append(None)
+                self.results.skipped[name] = str(error)
+        return holes
+
+    def _image(self, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray, output: np.ndarray, *,
+               example: bool) -> None:
+        """Writes and scores one image. Where the hole is a real occluder there is no truth, and so no score."""
+        output = np.where(hole[..., None], output, truth)
+        scored = self.options.source != "occlusion"
+        if self.options.save_pictures:
+            write_image(self.options.folder / f"{name}.png", output)
+        results = self.results
+        results.names.append(name)
+        results.ratios.append(mask_ratio(face if scored else face | hole, hole))
+        completed = {METHOD: output}
+        if scored or example:
+            completed.update({method: fill(truth, hole) for method, fill in BASELINES.items()})
+        for method in (METHOD, *BASELINES):
+            values = self._measure(completed[method], truth) if scored else (None, None, None)
+            for measure, value in zip(MEASURES, values):
+                results.scores[measure][method].append(value)
+        if example:
+            shown = np.where(hole[..., None], np.uint8(HOLE_GREY), truth)
+            results.examples.append((name, [shown, *completed.values(), truth]))
+
+    def _measure(self, output: np.ndarray, truth: np.ndarray) -> tuple[float, float, float | None]:
+        return psnr(output, truth), ssim(output, truth), self.lpips(output, truth) if self.lpips else None
+
+    def _landmarks(self, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
+        """Writes the 68 fitted landmarks, in pixels of the evaluated picture, and measures them where truth is known."""
+        if self.options.save_landmarks:
+            with report.AtomicText(self.options.folder / f"{batch['name'][index]}.txt") as file:
+                file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
+        if "landmarks" in batch:
+            truth = batch["landmarks"][index] - self._inside().start
+            self.results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
+
+
+def summarise(results: Results, settings: Mapping[str, Any], lpips_missing: str | None) -> dict[str, Any]:
+    """The content of summary.json: averages and bins of every method, what was skipped, time and settings."""
+    bins = [ratio_bin(ratio) for ratio in results.ratios]
+    methods = {}
+    for method in (METHOD, *BASELINES):
+        measures = {measure: results.scores[measure][method] for measure in MEASURES}
+        methods[method] = {
+            "average": {measure.lower(): report.mean(values) for measure, values in measures.items()},
+            "bins": [{"ratio": f"{10 * index}-{10 * index + 10} %", "images": bins.count(index),
+                      **{measure.lower(): report.by_bin(results.ratios, values)[1][index]
+                         for measure, values in measures.items()}} for index in sorted(set(bins))]}
+    return {"images": len(results.names), **methods[METHOD]["average"], "ratio": report.mean(results.ratios),
+            "methods": methods, "landmark_error_percent": report.mean(results.landmark_errors),
+            "lpips_missing": lpips_missing, "skipped": results.skipped, "seconds": round(results.seconds, 1),
+            "settings": dict(settings)}
+
+
+def write_report(results: Results, options: EvaluationOptions, summary: Mapping[str, Any]) -> None:
+    """metrics.csv, baselines.csv, summary.json, and with pictures curves.png and examples.png."""
+    folder = options.folder
+    columns = ["name", "ratio", "psnr", "ssim", "lpips"]
+    report.write_csv(folder / "metrics.csv", results.rows(METHOD), columns)
+    rows = [row for method in BASELINES for row in results.rows(method)]
+    report.write_csv(folder / "baselines.csv", rows, ["method", *columns])
+    report.write_json(folder / "summary.json", summary)
+    if not options.save_pictures:
+        return
+    if options.source != "occlusion":
+        report.draw_curves(folder / "curves.png", results.ratios, results.scores)
+    names = [name for name, _ in results.examples]
+    headings = ["input", METHOD, *BASELINES, "original"]
+    report.draw_grid(folder / "examples.png", headings, [pictures for _, pictures in results.examples], names)
+
+
+def choose_source(settings: Any) -> str:
+    """Where the holes come from: --mask-source, else file where --mask-dir is given, else random.
+
+    Raises:
+        UserError: the options contradict each other.
+    """
+    source = settings.mask_source or ("file" if settings.mask_dir else "random")
+    if source == "file" and not settings.mask_dir:
+        raise UserError("--mask-source file: say where the holes are with --mask-dir DIR")
+    if source != "file" and settings.mask_dir:
+        raise UserError(f"--mask-dir is given, but --mask-source is {source}: leave one of them out")
+    return source
+
+
+def open_lpips(device: torch.device) -> tuple[Callable | None, str | None]:
+    """(LPIPS, None), or (None, the reason) where its weights are not to be had: the table then does without it."""
+    from engine.metrics import Lpips
+    from engine.pretrained import load_lpips_alex
+    try:
+        return Lpips(load_lpips_alex(), device), None
+    except UserError as error:
+        warning(f"LPIPS is not available: {error}")
+        return None, str(error)
+
+
+def evaluate(settings: Any) -> dict[str, Any]:
+    """Evaluates as the settings say, prints the table and writes everything; returns the summary.
+
+    Raises:
+        UserError: weights or data are missing (before any work), or some images could not be used (after all work).
+    """
+    from engine import build
+    source = choose_source(settings)
+    device = build.choose_device(settings)
+    masks = MaskFolder(settings.mask_dir) if source == "file" else None
+    dataset = build.build_test_data(settings)
+    completion = build.build_completion(settings, device)
+    lpips, lpips_missing = open_lpips(device)
+    options = EvaluationOptions(
+        folder=Path(settings.output or Path(settings.result_path) / "eval"), source=source, masks=masks,
+        resolution=settings.resolution[0], seed=settings.manual_seed, device=device, workers=settings.nthreads,
+        save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
+    results = Evaluator(dataset, completion, options, lpips).run()
+    if not results.names:
+        reason = next(iter(results.skipped.values()), "the dataset is empty")
+        raise UserError(f"no image could be evaluated; the first: {reason}")
+    summary = summarise(results, build.plain_settings(settings), lpips_missing)
+    write_report(results, options, summary)
+    print_report(results, options, summary)
+    if results.skipped:
+        listed = "; ".join(results.skipped.values())
+        raise UserError(f"{len(results.skipped)} of {len(results.skipped) + len(results.names)} images were skipped: {listed}")
+    return summary
+
+
+def print_report(results: Results, options: EvaluationOptions, summary: Mapping[str, Any]) -> None:
+    """The table and where everything is."""
+    if options.source != "occlusion":
+        shown = {measure: methods for measure, methods in results.scores.items()
+                 if measure != "LPIPS" or summary["lpips_missing"] is None}
+        note("\n" + report.format_table(results.ratios, shown))
+        if summary["lpips_missing"]:
+            note(f"LPIPS is not available: {summary['lpips_missing']}")
+    if results.landmark_errors:
+        note(f"landmark error {summary['landmark_error_percent']:.2f} % of the outer eye distance")
+    note(f"\n{len(results.names)} images in {results.seconds:.0f} s; results in {options.folder}")

@@ -1,0 +1,189 @@
+"""Training of the albedo inpainter (paper section 3.2 and 3.3): masked UV albedo -> complete albedo and its uncertainty.
+
+The frozen encoder sees the masked image, as at inference. With its geometry and light the true image is unwrapped and
+divided by the shade too; that is the target wherever the image shows the face. Built-in faces also know the albedo that
+the photo hides (the averted cheek); with the weight `hidden_albedo` it is a target there, after its colours are matched
+to those seen in the photo.
+"""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.masks import random_rectangle
+from engine import losses as L
+from engine import report
+from engine.augmentation import colour_jitter, to_float
+from engine.encoder_stage import blobs
+from engine.stage import Autocast, Stage
+from models.blending import blend
+from models.completion import FaceCompletion, to_uint8
+from models.morphable import mirror_uv
+from models.occlusion import FACE, OCCLUSION
+
+DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
+                   "critic": 1.0, "penalty": 10.0}
+HOLE_WEIGHT = 5.0  # added to the weight 1 of a texel's albedo loss where it is hidden: copying the rest is easy
+RECTANGLES = 0.7  # share of rectangular holes; the others are ellipses
+COVERED_OCCLUDERS = 0.5  # share of the images with occluders whose occluders are made part of the hole
+
+
+class InpainterStage(Stage):
+    """The inpainter and the discriminator that it is trained against.
+
+    completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
+    frozen occlusion net. gan_start: optimiser step from which the adversarial losses count (weight gan 0: never).
+    albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
+    """
+
+    name, metric, higher_is_better = "inpainter", "psnr", True
+    validation_items = 64
+    gradient_clip = 10.0
+
+    def __init__(self, completion: FaceCompletion, discriminator: nn.Module, weights: Mapping[str, float] | None = None, *,
+                 albedo_kind: str = "l1", image_kind: str = "l1", use_confidence: bool = True, gan_start: int = 1000,
+                 perceptual: nn.Module | None = None):
+        inpainter, completion.inpainter = completion.inpainter, nn.Identity()
+        completion.one_by_one = False
+        weights = {**DEFAULT_WEIGHTS, **(weights or {})}
+        frozen = {"completion": completion, **({"perceptual": perceptual} if perceptual is not None else {})}
+        critics = {"discriminator": discriminator} if weights["gan"] > 0 else {}
+        super().__init__({"inpainter": inpainter}, weights, critics=critics, frozen=frozen)
+        self.completion, self.perceptual, self.gan_start = completion, perceptual, gan_start
+        self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
+
+    def losses(self, batch, rng, autocast: Autocast, step: int):
+        image, face, hole, albedo = self._examples(batch, rng, autocast)
+        with torch.no_grad(), autocast():
+            factors = self.completion.factor(image, hole)
+            target = self.completion.albedo(image, factors.positions, factors.uv_shade)
+            on_face = self.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
+        visible, known = factors.uv_visible.float(), factors.uv_seen & on_face
+        with autocast():
+            inpainted = self.networks["inpainter"](factors.albedo_in, visible)
+        output, confidence = inpainted.albedo.float(), inpainted.confidence.float() if self.use_confidence else None
+        weight = known * (1 + HOLE_WEIGHT * (1 - visible))
+        losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
+        if self.weights["symmetry"] > 0:
+            losses["symmetry"] = L.guard_pixel(L.symmetry_loss(output, visible, mirror_uv, confidence))
+        if self.weights["hidden_albedo"] > 0 and albedo is not None:
+            losses["hidden_albedo"] = L.guard_pixel(self._hidden_albedo_loss(output, target, known, albedo))
+        return self._image_losses(losses, output, factors, image, face, hole, autocast, step)
+
+    def _image_losses(self, losses: dict[str, Tensor], output: Tensor, factors: Any, image: Tensor, face: Tensor,
+                      hole: Tensor, autocast: Autocast, step: int):
+        """Adds what is measured on the completed image; the second result is what the discriminator learns from."""
+        adversarial = self.weights["gan"] > 0 and step >= self.gan_start
+        if not (adversarial or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
+            return losses, None
+        rendered, coverage = self.completion.render_face(output, factors.uv_shade, factors.raster)
+        completed = blend(image, hole & coverage, rendered, (coverage & face & ~hole).float())
+        if self.weights["image"] > 0:
+            losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
+        if self.weights["perceptual"] > 0:
+            with autocast():
+                losses["perceptual"] = self.perceptual(completed, image, face).float()
+        if not adversarial:
+            return losses, None
+        with autocast():
+            scores = self.critics["discriminator"](completed)
+        losses["gan"] = L.guard_gan(L.hinge_generator_loss([score.float() for score in scores]))
+        return losses, (image, completed.detach())
+
+    def critic_losses(self, context: Any, rng: np.random.Generator, autocast: Autocast) -> dict[str, Tensor]:
+        """Hinge loss and gradient penalty of the discriminator; the penalty in float32, for its second derivatives."""
+        if context is None:
+            return {}
+        discriminator = self.critics["discriminator"]
+        real, fake = context
+        with autocast():
+            real_scores, fake_scores = ([score.float() for score in discriminator(picture)] for picture in context)
+        alpha = torch.from_numpy(rng.random(len(real)).astype(np.float32)).to(real.device)
+        return {"critic": L.guard_gan(L.hinge_discriminator_loss(real_scores, fake_scores)),
+                "penalty": L.guard_gan(L.gradient_penalty(discriminator, real, fake, alpha))}
+
+    def _examples(self, batch: Mapping[str, Any], rng: np.random.Generator,
+                  autocast: Autocast) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Images (B, 3, 256, 256), face regions and holes (B, 1, 256, 256) bool, true UV albedo in [0, 1] or None.
+
+        Half of them are mirrored, and their colours vary.
+        """
+        image = to_float(batch["image"])
+        labels = self._labels(image, batch, autocast)
+        mirror = torch.from_numpy(rng.random((len(image), 1, 1, 1)) < 0.5).to(image.device)
+        image = colour_jitter(torch.where(mirror, image.flip(3), image), rng, 0.7)
+        labels = torch.where(mirror, labels.flip(3), labels)
+        albedo = None
+        if "albedo" in batch:
+            albedo = batch["albedo"].float() / 255
+            albedo = torch.where(mirror, mirror_uv(albedo), albedo)
+        face = labels == FACE
+        holes = [random_hole(rng, region[0]) for region in face.cpu().numpy()]
+        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
+        covered = torch.from_numpy(rng.random((len(image), 1, 1, 1)) < COVERED_OCCLUDERS).to(image.device)
+        return image, face, hole | ((labels == OCCLUSION) & covered), albedo
+
+    def _labels(self, image: Tensor, batch: Mapping[str, Any], autocast: Autocast) -> Tensor:
+        """Labels (B, 1, 256, 256) from the dataset, else from the occlusion net on the whole images."""
+        if "labels" in batch:
+            return batch["labels"][:, None].long()
+        with torch.no_grad(), autocast():
+            return self.completion.occlusion(image).argmax(1, keepdim=True)
+
+    def _hidden_albedo_loss(self, output: Tensor, target: Tensor, known: Tensor, albedo: Tensor) -> Tensor:
+        """L1 to the true albedo (B, 3, 192, 256), given in [0, 1], on the face's texels that the photo does not show."""
+        area = known.sum((2, 3), keepdim=True)
+        seen = ((target + 1) * known).sum((2, 3), keepdim=True)
+        gain = seen / (albedo * known).sum((2, 3), keepdim=True).clamp(min=1e-3)
+        usable = (area > 0.05 * known[0].numel()) & self.completion.renderer.uv_mask
+        wanted = (albedo * gain.clamp(0.2, 5) - 1).clamp(-1, 1)
+        return L.pixel_loss(output, wanted, mask=usable & ~known)
+
+    def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
+        """The whole completion with this inpainter."""
+        self.completion.inpainter = inpainter
+        try:
+            return self.completion(image, hole)
+        finally:
+            self.completion.inpainter = nn.Identity()
+
+    def _held_out(self, batch, rng: np.random.Generator, autocast: Autocast) -> tuple[Tensor, Tensor]:
+        """Whole images and the holes of evaluation: rectangles on the face."""
+        image = to_float(batch["image"])
+        face = (self._labels(image, batch, autocast) == FACE)[:, 0].cpu().numpy()
+        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for region in face]
+        return image, torch.from_numpy(np.stack(holes))[:, None].to(image.device)
+
+    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+        """Sum of the PSNR of the completed images (whole image, 8 bits), sum of the absolute error in holes, counts."""
+        image, hole = self._held_out(batch, rng, autocast)
+        with autocast():
+            output = self._complete(networks["inpainter"], image, hole).output
+        difference = to_uint8(output).double() - batch["image"].double()
+        error = difference.square().mean((1, 2, 3)).clamp(min=1e-5)
+        inside = (difference.abs() * hole).sum() / 3
+        values = (10 * torch.log10(255 ** 2 / error)).sum(), inside, hole.sum(), len(image)
+        return torch.tensor([float(value) for value in values])
+
+    def score(self, statistics: Tensor) -> dict[str, float]:
+        return {"psnr": float(statistics[0] / statistics[3]), "hole_error": float(statistics[1] / statistics[2].clamp(min=1))}
+
+    def pictures(self, networks, batch, rng) -> Tensor:
+        """Held-out faces: masked, albedo in, albedo out, completed, original."""
+        few = {name: value[:4] for name, value in batch.items()}
+        image, hole = self._held_out(few, rng, torch.no_grad)
+        done = self._complete(networks["inpainter"], image, hole)
+        square = lambda uv: F.pad(uv, (0, 0, 32, 32), value=-1.0)
+        rows = zip(torch.where(hole, 0, image), square(done.albedo_in), square(done.albedo_out), done.output, image)
+        return report.tile([list(row) for row in rows])
+
+
+def random_hole(rng: np.random.Generator, face: np.ndarray) -> np.ndarray:
+    """A training hole, bool (H, W): a rectangle on the face, or ellipses anywhere."""
+    if rng.random() < RECTANGLES:
+        return random_rectangle(rng, *face.shape) & face
+    return blobs(rng, *face.shape)

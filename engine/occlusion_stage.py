@@ -1,0 +1,89 @@
+"""Training of the occlusion net: every pixel is face, occlusion or background.
+
+Cross-entropy balanced between the classes, heavier along the boundaries between them, plus a soft Dice term. The
+completion's hole is the predicted occlusion, so a boundary that is off by pixels leaves a rim of the occluder.
+"""
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import report
+from engine.augmentation import Similarity, colour_jitter, to_float
+from engine.stage import Autocast, Stage
+from models.occlusion import N_LABELS
+
+CLASS_WEIGHTS = (0.8, 1.4, 0.8)  # face, occlusion, background: occluders are the rarest
+BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
+BOUNDARY_WIDTH = 7
+DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "dice": 0.5}
+COLOURS = ((0.1, 0.9, 0.1), (0.9, 0.1, 0.1), (0.1, 0.1, 0.9))  # of the labels in pictures
+
+
+class OcclusionStage(Stage):
+    """The occlusion net on items {"image", "labels"}; trained on 224 px windows, validated on whole crops."""
+
+    name, metric, higher_is_better = "occlusion", "mean_iou", True
+    validation_items = 128
+    gradient_clip = 20.0
+
+    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
+        super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
+
+    def losses(self, batch, rng, autocast: Autocast, step: int):
+        count, device = len(batch["image"]), batch["image"].device
+        change = Similarity.draw(rng, count, device, zoom=0.12, angle=0.1, shift=8.0)
+        image = colour_jitter(change.warp(to_float(batch["image"])), rng)
+        labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
+        with autocast():
+            logits = self.networks["occlusion"].logits(image)
+        logits = logits.float()
+        return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
+
+    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+        """Pixels of every (true, predicted) pair of classes, flattened 3x3."""
+        with autocast():
+            predicted = networks["occlusion"].logits(to_float(batch["image"])).argmax(1)
+        return torch.bincount((batch["labels"].long() * N_LABELS + predicted).flatten(), minlength=N_LABELS ** 2)
+
+    def score(self, statistics: Tensor) -> dict[str, float]:
+        table = statistics.reshape(N_LABELS, N_LABELS)
+        union = table.sum(0) + table.sum(1) - table.diagonal()
+        ious = (table.diagonal() / union.clamp(min=1)).tolist()
+        present = [iou for iou, size in zip(ious, union.tolist()) if size > 0]
+        return {"mean_iou": sum(present) / len(present), "iou_face": ious[0], "iou_occlusion": ious[1],
+                "iou_background": ious[2], "accuracy": float(table.diagonal().sum() / table.sum())}
+
+    def pictures(self, networks, batch, rng) -> Tensor:
+        """Held-out images, true and predicted labels."""
+        image = to_float(batch["image"][:4])
+        predicted = networks["occlusion"].logits(image).argmax(1)
+        colours = torch.tensor(COLOURS, device=image.device) * 2 - 1
+        labels = [colours[labels.long()].permute(0, 3, 1, 2) for labels in (batch["labels"][:4], predicted)]
+        return report.tile([list(row) for row in (image, *labels)])
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, 3, H, W) with labels (B, H, W), weighted by class and along boundaries."""
+    weight = torch.tensor(CLASS_WEIGHTS, device=logits.device)[labels] * (1 + BOUNDARY_WEIGHT * boundary(labels))
+    return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()
+
+
+def boundary(labels: Tensor) -> Tensor:
+    """1 where a (B, H, W) label map has another label within 3 pixels, else 0; float."""
+    values = labels[:, None].float()
+    highest = F.max_pool2d(values, BOUNDARY_WIDTH, 1, BOUNDARY_WIDTH // 2)
+    lowest = -F.max_pool2d(-values, BOUNDARY_WIDTH, 1, BOUNDARY_WIDTH // 2)
+    return (highest != lowest).float()[:, 0]
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - soft Dice overlap of each class over the batch, averaged over the classes (Milletari et al., 2016)."""
+    probabilities = logits.softmax(1)
+    truth = F.one_hot(labels, N_LABELS).permute(0, 3, 1, 2).to(probabilities.dtype)
+    overlap = (probabilities * truth).sum((0, 2, 3))
+    size = (probabilities + truth).sum((0, 2, 3))
+    return (1 - (2 * overlap + 1) / (size + 1)).mean()
