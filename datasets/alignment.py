@@ -111,9 +111,10 @@ class Alignment:
     def crop_mask(self, mask: np.ndarray) -> np.ndarray:
         """Bool (256, 256) hole of the crop from a bool (H, W) hole of the photo.
 
-        A crop pixel is hidden as soon as a hidden photo pixel contributes to it visibly.
+        A crop pixel is hidden as soon as hidden photo pixels change it by more than a grey level.
         """
-        return self.crop(mask.astype(np.uint8) * 255) > 0
+        # Visible pixels are mid-grey, so that the negative lobes of the Lanczos filter show as well.
+        return self.crop(np.where(mask, 255, 127).astype(np.uint8)) != 127
 
     def to_photo(self, points: np.ndarray) -> np.ndarray:
         """Crop pixel coordinates (..., 2) -> photo pixel coordinates (..., 2)."""
