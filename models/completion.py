@@ -1,0 +1,229 @@
+"""Completing a face: factorise, inpaint the albedo, render (the paper's figure 2 as code).
+
+This is the one way an image is completed. Images are (B, 3, H, W) in [-1, 1], either the aligned 256 px crop or its
+centre 224 px window; holes (B, 1, H, W), 1 or True = hidden. Nothing reads a hidden pixel: they become 0 first of all.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+import zbuffer
+from models import lighting
+from models.blending import blend, from_uint8, telea, to_uint8
+from models.encoder import FaceCode
+from models.morphable import MorphableModel
+from models.occlusion import FACE, OCCLUSION
+from models.renderer import WINDOW_SIZE, Renderer, project
+
+__all__ = ["Completion", "FaceCompletion", "Factors", "from_uint8", "to_uint8"]
+
+CROP_SIZE = 256
+FACE_REACH = 8  # pixels between a face and an occluder that belongs to it
+OCCLUSION_MARGIN = 2  # pixels by which a predicted occluder grows, to take its soft outline along
+MIN_OCCLUSION = 0.5  # probability
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The 3D factorization of B images, everything before the inpainter.
+
+    code: the encoder's :class:`~models.encoder.FaceCode`, in float32. vertices (B, V, 3) micrometres; positions
+    (B, V, 3) [row, column, depth] in the image; raster: the mesh's :class:`zbuffer.Rasterization` there.
+    UV maps: uv_normals (B, 3, 192, 256) unit; uv_shade (B, 3, 192, 256), not clamped; uv_seen (B, 1, 192, 256) bool, the
+    geometry turns the texel to the camera; uv_visible bool, seen and no hidden pixel in its sample; albedo_in
+    (B, 3, 192, 256) in the inpainter's range [-1, 1], 0 where not visible.
+    """
+
+    code: FaceCode
+    vertices: torch.Tensor
+    positions: torch.Tensor
+    raster: zbuffer.Rasterization
+    uv_normals: torch.Tensor
+    uv_shade: torch.Tensor
+    uv_seen: torch.Tensor
+    uv_visible: torch.Tensor
+    albedo_in: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completed batch and how it came about (from the last refinement iteration).
+
+    output (B, 3, H, W) in [-1, 1], bit-identical to the input outside the hole; hole (B, 1, H, W) bool.
+    code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x (column),
+    y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256) log-uncertainty: the
+    inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1 outside the face.
+    shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
+    rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
+    face (B, 3, H, W): label probabilities of the completed image, or None without an occlusion net.
+    """
+
+    output: torch.Tensor
+    hole: torch.Tensor
+    code: FaceCode
+    vertices: torch.Tensor
+    positions: torch.Tensor
+    landmarks: torch.Tensor
+    uv_shade: torch.Tensor
+    uv_visible: torch.Tensor
+    albedo_in: torch.Tensor
+    albedo_out: torch.Tensor
+    confidence: torch.Tensor
+    texture_out: torch.Tensor
+    shade: torch.Tensor
+    rendered: torch.Tensor
+    coverage: torch.Tensor
+    face: torch.Tensor | None
+
+
+class FaceCompletion(nn.Module):
+    """Completes masked faces with an encoder E, an albedo inpainter G and a morphable model.
+
+    encoder: image (B, 3, 224, 224) -> FaceCode. inpainter: (albedo, visible) -> Inpainting; it should mirror with
+    `models.morphable.mirror_uv`. occlusion: image -> label probabilities, for :meth:`predict_hole`; optional.
+    iterations: refinements; from the second on E sees the completed image (paper section 3.3).
+    one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
+    in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
+    agrees to about 1e-5.
+
+    Put it in evaluation mode before completing. Geometry and light are computed in float32 also under autocast.
+    """
+
+    def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
+                 occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True):
+        super().__init__()
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        self.encoder = encoder
+        self.inpainter = inpainter
+        self.morphable = morphable
+        self.renderer = Renderer(morphable)
+        self.occlusion = occlusion
+        self.iterations = iterations
+        self.one_by_one = one_by_one
+
+    @torch.no_grad()
+    def forward(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
+        """Complete image (B, 3, H, W) in [-1, 1] inside its hole (B, 1, H, W); H = W = 256 or 224.
+
+        Raises ValueError if a shape is wrong.
+        """
+        _check(image, hole)
+        hole = hole > 0.5
+        if not self.one_by_one:
+            return self._complete(image, hole)
+        return _concatenate([self._complete(image[i:i + 1], hole[i:i + 1]) for i in range(len(image))])
+
+    def factor(self, image: torch.Tensor, hole: torch.Tensor, seen: torch.Tensor | None = None) -> Factors:
+        """Factorise image (B, 3, H, W) around its hole (B, 1, H, W).
+
+        seen (B, 3, H, W): what E looks at instead of the masked image, such as an earlier completion. Differentiable
+        unless the caller says otherwise. Raises ValueError if a shape is wrong.
+        """
+        _check(image, hole)
+        hole = hole > 0.5
+        image = torch.where(hole, 0, image)
+        offset = (image.shape[-1] - WINDOW_SIZE) // 2
+        window = slice(offset, offset + WINDOW_SIZE)
+        code = self.encoder((image if seen is None else seen)[..., window, window])
+        code = type(code)(*(part.float() for part in code))
+        vertices = self.morphable.vertices(code.shape)
+        positions = project(vertices, code.scale, code.pose, offset)
+        raster = self.renderer.rasterize(positions, image.shape[-2:])
+        normals = self.renderer.uv_normals(vertices, code.pose)
+        uv_shade = self.renderer.uv_shade(normals, code.light)
+        seen_texels = self.renderer.uv_visibility(positions, normals, raster)
+        hidden_texels = self.renderer.unwrap(hole.to(image.dtype), positions) > 0
+        visible = seen_texels & ~hidden_texels
+        albedo = torch.where(visible, self.albedo(image, positions, uv_shade), 0)
+        return Factors(code, vertices, positions, raster, normals, uv_shade, seen_texels, visible, albedo)
+
+    def albedo(self, image: torch.Tensor, positions: torch.Tensor, uv_shade: torch.Tensor) -> torch.Tensor:
+        """Unwrap an image with given geometry and divide it by its shade: (B, 3, 192, 256) in [-1, 1], 0 off the face.
+
+        With the unmasked image and the geometry of the masked one this is the inpainter's target where `uv_seen`.
+        """
+        albedo = lighting.to_albedo((self.renderer.unwrap(image, positions) + 1) / 2, uv_shade)
+        return torch.where(self.renderer.uv_mask, albedo, 0)
+
+    def render_face(self, albedo: torch.Tensor, uv_shade: torch.Tensor,
+                    raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
+        """Albedo (B, 3, 192, 256) in [-1, 1] under its shade -> image (B, 3, H, W) around [-1, 1], 0 outside its
+        coverage (B, 1, H, W) bool. Differentiable."""
+        coverage = self.renderer.coverage(raster)
+        texture = self.renderer.render(lighting.to_texture(albedo.float(), uv_shade), raster)
+        return torch.where(coverage, 2 * texture - 1, 0), coverage
+
+    @torch.no_grad()
+    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+        """The occluders in front of the faces in image (B, 3, H, W): (B, 1, H, W) bool.
+
+        Regions of the occlusion class (probability >= 0.5) that come within FACE_REACH pixels of the face class, grown
+        by OCCLUSION_MARGIN; where no face is seen at all, all such regions. Raises ValueError without an occlusion net.
+        """
+        if self.occlusion is None:
+            raise ValueError("predicting the hole needs an occlusion net")
+        probabilities = self._label(image).cpu().numpy()
+        holes = [_occluders(item[OCCLUSION] >= MIN_OCCLUSION, item.argmax(0) == FACE) for item in probabilities]
+        return torch.from_numpy(np.stack(holes)[:, None]).to(image.device)
+
+    def _label(self, image: torch.Tensor) -> torch.Tensor:
+        if not self.one_by_one:
+            return self.occlusion(image).float()
+        return torch.cat([self.occlusion(item[None]).float() for item in image])
+
+    def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
+        seen, face, known = None, None, 1.0
+        for _ in range(self.iterations):
+            factors = self.factor(image, hole, seen)
+            inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
+            rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
+            masked = torch.where(hole, 0, image)
+            covered = blend(masked, hole & coverage, rendered, known * coverage * ~hole)
+            seen = telea(covered, hole & ~coverage)
+            if self.occlusion is not None:
+                face = self._label(seen)
+                known = face[:, FACE:FACE + 1]  # hair, glasses and background say nothing about the face's colours
+        shade = factors.uv_shade.clamp(min=lighting.MIN_SHADE)
+        texture = lighting.to_texture(inpainted.albedo.float(), shade)
+        return Completion(
+            output=torch.where(hole, seen, image), hole=hole, code=factors.code, vertices=factors.vertices,
+            positions=factors.positions, landmarks=factors.positions[:, self.morphable.landmarks][..., [1, 0]],
+            uv_shade=factors.uv_shade, uv_visible=factors.uv_visible, albedo_in=factors.albedo_in,
+            albedo_out=inpainted.albedo.float(), confidence=inpainted.confidence.float(),
+            texture_out=torch.where(self.renderer.uv_mask, (2 * texture - 1).clamp(-1, 1), -1),
+            shade=self.renderer.render(shade, factors.raster), rendered=rendered.clamp(-1, 1), coverage=coverage,
+            face=face)
+
+
+def _check(image: torch.Tensor, hole: torch.Tensor) -> None:
+    if image.dim() != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) not in ((CROP_SIZE,) * 2, (WINDOW_SIZE,) * 2):
+        raise ValueError(f"expected aligned images (B, 3, {CROP_SIZE}, {CROP_SIZE}) or their (B, 3, {WINDOW_SIZE}, "
+                         f"{WINDOW_SIZE}) windows, got {tuple(image.shape)}")
+    if hole.shape != (len(image), 1, *image.shape[2:]):
+        raise ValueError(f"expected a hole of shape {(len(image), 1, *image.shape[2:])}, got {tuple(hole.shape)}")
+
+
+def _occluders(occluded: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """Connected regions of `occluded` (H, W) bool near the face (H, W) bool, slightly grown."""
+    if face.any():
+        regions, _ = ndimage.label(occluded)
+        reachable = ndimage.distance_transform_edt(~face) <= FACE_REACH
+        occluded = occluded & np.isin(regions, np.unique(regions[reachable & occluded]))
+    return ndimage.binary_dilation(occluded, iterations=OCCLUSION_MARGIN)
+
+
+def _concatenate(items: list[Completion]) -> Completion:
+    def join(values: list):
+        if values[0] is None:
+            return None
+        if isinstance(values[0], tuple):
+            return type(values[0])(*(join(list(parts)) for parts in zip(*values)))
+        return torch.cat(values)
+
+    return Completion(**{field.name: join([getattr(item, field.name) for item in items]) for field in fields(Completion)})
