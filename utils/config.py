@@ -74,8 +74,8 @@ OPTIONS = {
         Option("dataset_test", "text", "Synthetic", "the faces that are evaluated", DATASETS),
         Option("dataroot", "path", None, "folder of the dataset (aligned crops; not needed for Synthetic)"),
         Option("dataset_options", "json", {}, "further arguments of the dataset, a JSON object"),
-        Option("train_dev_percent", "float", 80.0, "percentage (or, up to 1, fraction) of the sorted crops that "
-               "is trained on; the rest is evaluated", least=0, most=100),
+        Option("train_dev_percent", "float", 80.0, "percentage (up to 1: fraction) of the sorted crops that is for "
+               "training and development; the rest is evaluated", least=0, most=100),
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
         Option("synthetic_cache", "path", None, "folder of built-in faces rendered in advance by "
                "python -m datasets.synthetic"),
@@ -290,8 +290,6 @@ def _number(option: Option, text: str, where: str) -> int | float:
         raise UserError(f"{where}: {text} is too small, the least is {option.least:g}")
     if option.most is not None and value > option.most:
         raise UserError(f"{where}: {text} is too large, the most is {option.most:g}")
-    if option.name == "train_dev_percent" and value <= 1:
-        value = round(100 * value, 9)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Sequence, TextIO
 
 from utils.errors import UserError
 
@@ -12,12 +12,21 @@ _said: set[str] = set()
 
 def note(message: str) -> None:
     """Print one line of information."""
-    print(message, flush=True)
+    _print(message, sys.stdout)
 
 
 def warning(message: str) -> None:
     """Print one line that says what is not as expected, on the error stream."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    _print(f"warning: {message}", sys.stderr)
+
+
+def _print(message: str, stream: TextIO) -> None:
+    """Print a line; a progress bar that is on the screen moves below it."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(message, file=stream)
+        stream.flush()
+    else:
+        print(message, file=stream, flush=True)
 
 
 def warn_once(message: str) -> None:
@@ -28,7 +37,12 @@ def warn_once(message: str) -> None:
 
 
 def progress(items: Iterable, description: str, total: int | None = None, log_type: str = "progressbar") -> Iterator:
-    """Iterate over items and show how far it is: a bar, or (log_type "traditional") a line per tenth of the way."""
+    """Iterate over items and show how far it is.
+
+    log_type: "progressbar", "traditional" (a line per tenth of the way) or "none"."""
+    if log_type == "none":
+        yield from items
+        return
     if log_type == "progressbar":
         from tqdm import tqdm
 
