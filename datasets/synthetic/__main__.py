@@ -1,0 +1,49 @@
+"""Write a cache of synthetic faces, or a contact sheet of them: python -m datasets.synthetic --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.synthetic", description=__doc__.split(":")[0])
+    parser.add_argument("--output", metavar="DIR", help="folder of the cache; an interrupted run is continued")
+    parser.add_argument("--split", default="train", choices=("train", "val", "test"))
+    parser.add_argument("--count", type=int, default=20000, help="number of faces")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, default=2, help="processes; 0 renders in this one")
+    parser.add_argument("--no-occluders", action="store_true", help="nothing in front of the faces")
+    parser.add_argument("--no-albedo", action="store_true", help="leave out the UV albedo (a third of the size)")
+    parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the first 48 faces instead")
+    arguments = parser.parse_args()
+    if not arguments.output and not arguments.sheet:
+        parser.error("give --output DIR for a cache or --sheet PNG for a contact sheet")
+    return arguments
+
+
+def main() -> int:
+    """Returns the exit status."""
+    arguments = parse_arguments()
+    from utils.errors import UserError
+
+    from .cache import write_cache
+    from .dataset import SyntheticFaces
+    from .sheet import contact_sheet
+
+    try:
+        if arguments.sheet:
+            faces = SyntheticFaces(arguments.split, max(48, arguments.count), arguments.seed, not arguments.no_occluders)
+            contact_sheet(faces, arguments.sheet)
+        if arguments.output:
+            write_cache(arguments.output, arguments.split, arguments.count, arguments.seed, not arguments.no_occluders,
+                        not arguments.no_albedo, arguments.num_workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One synthetic face with all its ground truth, from three numbers: seed, split and index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from . import camera
+from .atlas import HEIGHT, WIDTH, Atlas
+from .background import sample_background
+from .expressions import sample_expression
+from .features import paint_eyes, paint_mouth
+from .fields import random_colour
+from .lighting import Light, sample_light
+from .occluders import sample_occluders
+from .pose import CROP, Pose, crop_pose, sample_rotation
+from .render import (FACE, OCCLUSION, SIZE, SUPERSAMPLING, HeadRenderer, clothes_behind, fill_gaps, ground_truth_albedo,
+                     reduce_labels)
+from .scene import Scene, lay_over
+from .skin import Complexion, paint_skin, sample_complexion
+from .worn import Canvas, Wardrobe, put_on, shadow_of
+
+SPLITS = ("train", "val", "test")
+GRAY_PHOTOS = 0.05
+_STREAMS = ("identity", "expression", "pose", "skin", "light", "style", "occluders", "background", "camera")
+_SAMPLE_EYE_DISTANCE = 62e3  # um
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1]."""
+
+    hair: int
+    hat: int
+    lash: int
+    buzz_cut: float
+    alpha_cut: float
+    clothes: np.ndarray
+
+
+def streams(seed: int, split: str, index: int) -> dict[str, np.random.Generator]:
+    """Independent generators for the parts of one face; they depend on the three numbers alone."""
+    root = np.random.SeedSequence([int(seed), SPLITS.index(split), int(index)])
+    return {name: np.random.Generator(np.random.PCG64(child))
+            for name, child in zip(_STREAMS, root.spawn(len(_STREAMS)))}
+
+
+def sample_identity(rng: np.random.Generator) -> np.ndarray:
+    """Identity coefficients (199,) float32: about standard normal, some people more unusual than others."""
+    spread = rng.choice([0.8, 1.0, 1.25], p=[0.35, 0.5, 0.15])
+    return np.clip(rng.standard_normal(199) * spread, -4, 4).astype(np.float32)
+
+
+def sample_style(rng: np.random.Generator, wardrobe: Wardrobe, occluders: bool, gray: bool) -> Style:
+    """Hair, hat, lashes and clothes; without occluders no hat, and only hair that leaves the face free."""
+    cover = wardrobe.hair_cover
+    hair, hat, buzz_cut = -1, -1, 0.0
+    if len(cover) and rng.random() < 0.86:
+        odds = np.where(cover < 0.03, 1.0, np.where(cover < 0.2, 0.7, np.where(cover < 0.35, 0.2, 0.0)))
+        if not occluders:
+            odds = (cover <= max(0.03, cover.min())).astype(float)
+        hair = int(rng.choice(len(cover), p=odds / odds.sum()))
+        buzz_cut = rng.uniform(0.4, 0.9)
+    elif rng.random() < 0.8:
+        buzz_cut = rng.uniform(0.3, 0.95)
+    hats = wardrobe.layers.get("hat", [])
+    if occluders and hats and rng.random() < 0.06:
+        hat = int(rng.integers(len(hats)))
+    lashes = wardrobe.layers.get("lash", [])
+    lash = int(rng.integers(len(lashes))) if lashes and rng.random() < 0.6 else -1
+    clothes = random_colour(rng, 0.5)
+    if gray:
+        clothes = np.full(3, clothes.mean(), np.float32)
+    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), clothes)
+
+
+class FaceGenerator:
+    """Renders synthetic faces; holds the tables, no random state."""
+
+    def __init__(self) -> None:
+        self.atlas = Atlas.load()
+        self.wardrobe = Wardrobe.load()
+        self.renderer = HeadRenderer(self.atlas)
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def load() -> "FaceGenerator":
+        """One generator per process."""
+        return FaceGenerator()
+
+    def generate(self, seed: int, split: str, index: int, occluders: bool = True, clean: bool = False) -> dict:
+        """The face as numpy arrays, named as in `SyntheticFaces`.
+
+        With `clean` the picture is exactly albedo times shade on the face: no hair, no occluders, no shadows or
+        highlights, and neither antialiasing at the eyes nor camera effects.
+        """
+        rng = streams(seed, split, index)
+        gray = bool(rng["camera"].random() < GRAY_PHOTOS)
+        identity = sample_identity(rng["identity"])
+        expression, vertices, neutral, pose = self._pose(rng, identity)
+        light = sample_light(rng["light"], gray)
+        light = light.scaled(camera.sample_gain(rng["camera"], gray))
+        complexion = sample_complexion(rng["skin"], self.atlas, gray)
+        style = sample_style(rng["style"], self.wardrobe, occluders, gray)
+        painting = self._paint(rng, complexion, style, vertices, neutral, identity, pose, light, gray, clean)
+        picture, labels = self._picture(rng, vertices, pose, painting, complexion, light, style, occluders, clean)
+        if clean:
+            image = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+        else:
+            image, light = self._photograph(rng["camera"], picture, labels, light, gray)
+        marks = pose.project(vertices[self.atlas.head.landmarks])
+        return {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)), "labels": labels,
+            "shape": np.concatenate([identity, expression]).astype(np.float32), "scale": np.float32(pose.scale),
+            "pose": pose.encoded(), "light": light.vector.astype(np.float32),
+            "landmarks": np.ascontiguousarray(marks[:, 1::-1]).astype(np.float32),
+            "albedo": ground_truth_albedo(self.atlas, painting[..., :3]),
+        }
+
+    def _pose(self, rng, identity):
+        """Expression, head vertices with and without it, and a pose within the encoder's ranges."""
+        head = self.atlas.head
+        expression = sample_expression(rng["expression"])
+        both = head.vertices(np.stack([identity, identity]), np.stack([expression, np.zeros_like(expression)]))
+        marks = both[0][head.landmarks].astype(np.float64)
+        pose = None
+        while pose is None:
+            pose = crop_pose(rng["pose"], marks, sample_rotation(rng["pose"]))
+        return expression, both[0], both[1], pose
+
+    def _paint(self, rng, complexion, style, vertices, neutral, identity, pose, light, gray, clean):
+        """Albedo and eye gloss of the face, (H, W, 4), continued beyond its edge."""
+        painting = np.zeros((HEIGHT, WIDTH, 4), np.float32)
+        painting[..., :3] = paint_skin(rng["skin"], self.atlas, complexion, style.buzz_cut)
+        eyes = tuple(part[0] for part in self.atlas.head.eyes(identity[None]))
+        albedo = painting[..., :3]
+        gloss = paint_eyes(rng["skin"], self.atlas, albedo, vertices, eyes, pose.rotation, light, gray)
+        paint_mouth(rng["skin"], self.atlas, albedo, vertices, neutral, gray)
+        if not clean:
+            painting[..., 3] = gloss
+        return fill_gaps(self.atlas, painting)
+
+    def _picture(self, rng, vertices, pose, painting, complexion, light, style, occluders, clean):
+        """The crop before the camera, (256, 256, 3) float32, and its labels (256, 256) uint8."""
+        shadow = 0.0 if clean else rng["light"].uniform(0.2, 0.8) * (rng["light"].random() < 0.7)
+        gloss = 0.0 if clean else rng["light"].beta(1.2, 2.0)
+        head = self.renderer.render(vertices, pose, painting, complexion, light, style.clothes, style.buzz_cut, shadow, gloss)
+        background = sample_background(rng["background"], SIZE)
+        if complexion.gray:
+            background = np.repeat(background.mean(-1, keepdims=True), 3, axis=-1)
+        background = clothes_behind(rng["background"], background, head, style.clothes, light)
+        covered = head.depth > -np.inf
+        canvas = Canvas(np.where(covered[..., None], head.picture, background), head.depth, head.face,
+                        np.zeros_like(covered))
+        outline = cv2.dilate(head.head.astype(np.uint8), np.ones((15, 15), np.uint8)).astype(np.float32)
+        if not clean:
+            self._dress(rng["style"], canvas, head, vertices, pose, light, complexion, style, outline)
+        picture = cv2.resize(canvas.picture, (CROP, CROP), interpolation=cv2.INTER_AREA)
+        labels = reduce_labels(canvas.face, canvas.hidden)
+        if occluders and not clean:
+            scene = self._scene(canvas, head, vertices, pose, light, complexion, outline)
+            picture = self._occlude(rng["occluders"], scene, picture, labels, complexion.gray)
+        return picture, labels
+
+    def _dress(self, rng, canvas, head, vertices, pose, light, complexion, style, outline):
+        """Lashes, hair and hat, in place; hair over the face and hats within the head's outline hide it."""
+        layers = self.wardrobe.layers
+        if style.lash >= 0:
+            put_on(canvas, layers["lash"][style.lash], vertices, pose, SUPERSAMPLING, light, complexion.hair * 0.4, 0.3)
+        reach = _SAMPLE_EYE_DISTANCE * pose.scale * SUPERSAMPLING * rng.uniform(0.03, 0.12)
+        if style.hair >= 0:
+            bare = canvas.picture.copy()
+            cover = put_on(canvas, layers["hair"][style.hair], vertices, pose, SUPERSAMPLING, light, complexion.hair,
+                           style.alpha_cut)
+            lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
+            lit = 1 - (1 - lit) * head.head * (1 - cover)
+            canvas.picture = np.where((cover < 1)[..., None], canvas.picture - bare * ((1 - cover) * (1 - lit))[..., None],
+                                      canvas.picture)
+            canvas.hidden |= (cover > 0.5) & head.surface
+        if style.hat >= 0:
+            bare = canvas.picture.copy()
+            cover = put_on(canvas, layers["hat"][style.hat], vertices, pose, SUPERSAMPLING, light, None, 0.3)
+            lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
+            lit = 1 - (1 - lit) * head.head * (1 - cover)
+            canvas.picture = canvas.picture - bare * ((1 - cover) * (1 - lit))[..., None]
+            canvas.hidden |= (cover > 0.5) & (outline > 0.5)
+
+    def _scene(self, canvas, head, vertices, pose, light, complexion, outline) -> Scene:
+        """What the occluders have to know, at the crop's own size."""
+        points = vertices[self.atlas.head.landmarks]
+        shrink = lambda values, method: cv2.resize(values, (CROP, CROP), interpolation=method)
+        return Scene(
+            size=CROP, landmarks=np.ascontiguousarray(pose.project(points)[:, 1::-1]), points=points,
+            project=pose.project, depth=shrink(canvas.depth, cv2.INTER_NEAREST),
+            outline=shrink(outline, cv2.INTER_NEAREST), normals=shrink(head.normals, cv2.INTER_AREA), light=light,
+            skin_colour=complexion.tone, hair_colour=complexion.hair, eye_distance=_SAMPLE_EYE_DISTANCE * pose.scale)
+
+    @staticmethod
+    def _occlude(rng, scene, picture, labels, gray):
+        """The picture with things in front of the face; labels (256, 256) is changed in place."""
+        for patch in sample_occluders(rng, scene):
+            if gray:
+                patch.colour = np.repeat(patch.colour.mean(-1, keepdims=True), 3, axis=-1)
+            picture = lay_over(rng, scene, picture, labels, patch, OCCLUSION)
+        return picture
+
+    @staticmethod
+    def _photograph(rng, picture, labels, light: Light, gray: bool):
+        """Camera effects; what the tone curve does to the face's brightness goes into the light."""
+        seen = labels == FACE
+        toned = camera.tone_curve(rng, picture)
+        if seen.sum() > 200:
+            before, after = picture[seen].mean(axis=0), toned[seen].mean(axis=0)
+            light = light.scaled(after / np.maximum(before, 1e-3))
+        return camera.photograph(rng, toned, gray), light

@@ -1,0 +1,181 @@
+"""The colours of a face: skin with its tone and marks, lips, brows, beard and make-up, painted on the UV map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .atlas import DETAIL, HEIGHT, SKIN, UV_HEIGHT, UV_WIDTH, WIDTH, Atlas
+from .fields import blend, smooth_noise
+
+# Mean albedo of faces from very fair to very dark, display RGB at shade 1.
+_TONES = np.float32([[.93, .76, .68], [.88, .68, .58], [.82, .61, .49], [.74, .53, .41], [.60, .42, .31],
+                     [.45, .31, .23], [.33, .22, .17]])
+_HAIR = np.float32([[.05, .045, .04], [.09, .07, .06], [.14, .10, .07], [.22, .15, .10], [.30, .20, .13],
+                    [.43, .30, .18], [.60, .46, .29], [.72, .60, .42], [.45, .21, .11], [.52, .52, .52], [.78, .77, .75]])
+_HAIR_ODDS = np.array([.16, .16, .16, .14, .11, .08, .06, .03, .03, .05, .02])
+_LUMA = np.float32([0.299, 0.587, 0.114])
+
+
+@dataclass
+class Complexion:
+    """What one person's colours are.
+
+    skin (h, w, 3) float32 albedo texture of the whole head; tone (3,) its mean on the face; hair (3,); gray: the photo
+    is black and white; brow_darkness in [0, 1].
+    """
+
+    skin: np.ndarray
+    tone: np.ndarray
+    hair: np.ndarray
+    gray: bool
+
+
+def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Complexion:
+    """Mix a few of the head's skins and bring the mixture to a random tone."""
+    position = 6 * rng.beta(1.25, 1.9)
+    low = min(int(position), 5)
+    tone = _TONES[low] + (_TONES[low + 1] - _TONES[low]) * (position - low)
+    tone = tone * np.clip(1 + rng.normal(0, 0.03, 3) * [0.5, 1, 1.3], 0.85, 1.15)
+    means = _skin_means(atlas)
+    distance = np.abs(np.log(means @ _LUMA) - np.log(tone @ _LUMA))
+    weight = rng.gamma(0.25, 1.0, len(means)) * np.exp(-distance / 0.35) + 1e-9
+    chosen = np.argsort(weight)[-3:]
+    weight = weight[chosen] / weight[chosen].sum()
+    skin = np.tensordot(weight.astype(np.float32), atlas.head.skins[chosen].astype(np.float32) / 255, axes=1)
+    own = np.tensordot(weight, means[chosen], axes=1)
+    keep = rng.uniform(0, 0.5)
+    tone = np.float32(np.clip(tone * (1 - keep) + own * keep, 0.08, 0.95))
+    skin = np.minimum(skin * np.float32(tone / own), 0.985)
+    odds = _HAIR_ODDS * np.where(np.arange(len(_HAIR)) < 3, 1 + position, np.exp(-0.4 * max(position - 2, 0)))
+    hair = _HAIR[int(rng.choice(len(_HAIR), p=odds / odds.sum()))] * np.float32(rng.uniform(0.75, 1.25))
+    if gray:
+        skin, tone, hair = (np.repeat((x @ _LUMA)[..., None], 3, axis=-1) for x in (skin, tone, hair))
+    return Complexion(np.ascontiguousarray(skin, np.float32), tone, np.float32(hair), gray)
+
+
+def _skin_means(atlas: Atlas) -> np.ndarray:
+    """Mean face albedo (n, 3) of each of the head's skins; kept on the atlas."""
+    if not hasattr(atlas, "skin_means"):
+        texels = atlas.skin_uv[atlas.region == SKIN][::37]
+        rows = np.clip(texels[:, 1] * atlas.head.skins.shape[1], 0, atlas.head.skins.shape[1] - 1).astype(int)
+        columns = np.clip(texels[:, 0] * atlas.head.skins.shape[2], 0, atlas.head.skins.shape[2] - 1).astype(int)
+        atlas.skin_means = atlas.head.skins[:, rows, columns].mean(axis=1).astype(np.float32) / 255
+    return atlas.skin_means
+
+
+def _coarse(values: np.ndarray) -> np.ndarray:
+    """A painting-sized map at the UV map's own resolution."""
+    return cv2.resize(values, (UV_WIDTH, UV_HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+def _tone_changes(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
+    """Smooth multiplicative changes of colour (192, 256, 3): blotches, red cheeks, nose and ears, rings under eyes."""
+    cells = (float(rng.uniform(3, 7)), float(rng.uniform(9, 22)))
+    blotches = rng.uniform(0, 0.05) * smooth_noise(rng, UV_HEIGHT, UV_WIDTH, cells)
+    redness = rng.uniform(0, 0.06) * smooth_noise(rng, UV_HEIGHT, UV_WIDTH, (6.0, 15.0))
+    if rng.random() < 0.5:
+        redness = redness + rng.uniform(0, 0.22) * _coarse(atlas.attributes["blush"])
+    changes = 1 + blotches[..., None] - np.maximum(redness, -0.1)[..., None] * np.float32([0.1, 1.0, 0.9])
+    if rng.random() < 0.5:
+        lids = cv2.GaussianBlur(_coarse(atlas.attributes["eyelid"]), (0, 0), 3.0)
+        changes = changes * (1 - rng.uniform(0, 0.35) * lids[..., None] * np.float32([0.7, 1.0, 0.9]))
+    return changes
+
+
+def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndarray:
+    """Pores, freckles, moles and spots."""
+    grain = smooth_noise(rng, HEIGHT, WIDTH, (140.0, 280.0))
+    paint = paint * (1 + rng.gamma(1.5, 0.009) * grain)[..., None]
+    if rng.random() < 0.15:
+        noise = smooth_noise(rng, HEIGHT, WIDTH, (110.0,)) + 0.6 * atlas.attributes["blush"]
+        freckles = np.clip((noise - rng.uniform(1.3, 2.0)) * 1.5, 0, 1)
+        paint = paint * (1 - rng.uniform(0.1, 0.3) * freckles[..., None] * np.float32([0.6, 1.0, 1.2]))
+    for _ in range(int(rng.poisson(0.8))):
+        row, column = int(rng.integers(20, HEIGHT - 20)), int(rng.integers(60, WIDTH - 60))
+        radius = rng.uniform(1.0, 3.2)
+        reach = int(3 * radius) + 1
+        rows, columns = np.mgrid[-reach:reach + 1, -reach:reach + 1]
+        spot = np.exp(-(rows ** 2 + columns ** 2) / (2 * radius ** 2)) * rng.uniform(0.2, 0.65)
+        window = paint[row - reach:row + reach + 1, column - reach:column + reach + 1]
+        if window.shape[:2] == spot.shape:
+            window *= (1 - spot[..., None] * np.float32([0.75, 1.0, 1.0])).astype(np.float32)
+    return paint
+
+
+def _lips(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+    lip = atlas.attributes["lip"]
+    natural = complexion.tone * np.float32([0.93, 0.70, 0.72]) * np.float32(rng.uniform(0.85, 1.05))
+    paint = blend(paint, natural, lip * np.float32(rng.uniform(0.1, 0.8)))
+    if rng.random() < 0.25:
+        stick = np.float32([0.72, 0.16, 0.22]) * np.float32(np.clip(rng.normal(1, [0.2, 0.5, 0.4]), 0.3, 1.8))
+        paint = blend(paint, np.clip(stick, 0.05, 0.9), lip * np.float32(rng.uniform(0.3, 0.85)))
+    return paint
+
+
+def _hair_on_face(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+    """Stubble, moustaches, beards and the shadow of short hair on the scalp."""
+    kind = rng.choice(["none", "stubble", "moustache", "beard"], p=[0.6, 0.2, 0.06, 0.14])
+    beard, moustache = atlas.attributes["beard"], atlas.attributes["moustache"]
+    if kind == "none":
+        return paint
+    strength = {"stubble": rng.uniform(0.08, 0.45), "moustache": 0.0, "beard": rng.uniform(0.2, 0.7)}[kind]
+    above = {"stubble": strength, "moustache": rng.uniform(0.4, 0.9), "beard": strength * rng.uniform(0.4, 1.1)}[kind]
+    fine = smooth_noise(rng, HEIGHT, WIDTH, (150.0, 256.0))
+    coarse = smooth_noise(rng, HEIGHT, WIDTH, (20.0,))
+    density = np.clip(np.maximum(beard * strength, moustache * above) * (1 + 0.35 * fine + 0.15 * coarse), 0, 0.95)
+    colour = complexion.hair * np.float32(rng.uniform(0.8, 1.2))
+    if kind == "stubble":
+        colour = 0.5 * colour + 0.5 * complexion.tone * np.float32([0.42, 0.45, 0.5])
+    paint = blend(paint, colour, density)
+    if kind == "beard" and atlas.beards:
+        painted = atlas.beards[int(rng.integers(len(atlas.beards)))]
+        paint = blend(paint, colour * painted[..., :3].mean(-1, keepdims=True), painted[..., 3] * rng.uniform(0.3, 0.95))
+    return paint
+
+
+def _brows(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+    painted = atlas.brows[int(rng.integers(len(atlas.brows)))]
+    moved = np.float32([[1, 0, 0], [0, rng.uniform(0.9, 1.12), 0]])
+    rows = np.nonzero(painted[..., 3].max(axis=1) > 0.2)[0]
+    moved[1, 2] = rows.mean() * (1 - moved[1, 1]) + rng.normal(0, 2.0) * DETAIL / 2
+    alpha = cv2.warpAffine(np.ascontiguousarray(painted[..., 3]), moved, (WIDTH, HEIGHT))
+    alpha = np.clip(alpha * rng.uniform(0.55, 1.25), 0, 0.95) * (atlas.region == SKIN)
+    texture = 1 + 0.25 * smooth_noise(rng, HEIGHT, WIDTH, (200.0,))
+    colour = np.minimum(complexion.hair * np.float32(rng.uniform(0.45, 0.95)), complexion.tone * 0.75)
+    return blend(paint, colour * texture[..., None], alpha)
+
+
+def _make_up(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+    eyelid = atlas.attributes["eyelid"]
+    if rng.random() < 0.35:
+        paint = paint * (1 - eyelid * np.float32(rng.uniform(0.2, 0.75)))[..., None]
+    if rng.random() < 0.12 and not complexion.gray:
+        shadow = cv2.resize(cv2.GaussianBlur(_coarse(eyelid), (0, 0), 3.5), (WIDTH, HEIGHT))
+        colour = rng.random(3).astype(np.float32) * 0.6
+        paint = blend(paint, colour, np.clip(shadow * rng.uniform(0.3, 1.2), 0, 0.6))
+    return paint
+
+
+def paint_skin(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, buzz_cut: float) -> np.ndarray:
+    """Albedo painting (H, W, 3) float32 of everything but the eyeballs and the mouth's inside.
+
+    buzz_cut in [0, 1]: how much the scalp is darkened by short hair.
+    """
+    skin = complexion.skin
+    where = atlas.skin_uv
+    paint = cv2.remap(skin, where[..., 0] * skin.shape[1] - 0.5, where[..., 1] * skin.shape[0] - 0.5, cv2.INTER_LINEAR,
+                      borderMode=cv2.BORDER_REPLICATE)
+    paint = paint * cv2.resize(_tone_changes(rng, atlas), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    paint = _marks(rng, atlas, paint)
+    paint = _lips(rng, atlas, complexion, paint)
+    paint = _hair_on_face(rng, atlas, complexion, paint)
+    if buzz_cut > 0:
+        paint = blend(paint, complexion.hair, atlas.attributes["scalp"] * np.float32(buzz_cut))
+    paint = _make_up(rng, atlas, complexion, paint)
+    paint = _brows(rng, atlas, complexion, paint)
+    if complexion.gray:
+        paint = np.repeat((paint @ _LUMA)[..., None], 3, axis=-1)
+    return np.clip(paint, 0.01, 1).astype(np.float32)

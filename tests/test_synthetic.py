@@ -1,0 +1,223 @@
+"""The generator of synthetic faces: determinism, and ground truth that agrees with the picture."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.synthetic import CachedFaces, SyntheticFaces, write_cache
+from datasets.synthetic import cache as cache_module
+from datasets.synthetic import lighting as synthetic_lighting
+from datasets.synthetic.atlas import Atlas
+from datasets.synthetic.generator import sample_identity, streams
+from datasets.synthetic.pose import crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
+from utils.errors import UserError
+
+SHAPES = {"image": (3, 256, 256), "labels": (256, 256), "shape": (228,), "scale": (), "pose": (5,), "light": (27,),
+          "landmarks": (68, 2), "albedo": (3, 192, 256)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def morphable():
+    from datasets.definition import load_builtin
+    from models.morphable import MorphableModel
+
+    return MorphableModel(load_builtin())
+
+
+@pytest.fixture(scope="module")
+def clean_faces():
+    faces = SyntheticFaces("test", 100, seed=3, clean=True)
+    return [faces[index] for index in range(3)]
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if torch.is_tensor(value) else value == second[key], key
+
+
+def test_items_have_the_documented_form():
+    item = SyntheticFaces("train", 5)[1]
+    for key, shape in SHAPES.items():
+        assert tuple(item[key].shape) == shape, key
+    for key in ("image", "labels", "albedo"):
+        assert item[key].dtype == torch.uint8
+    for key in ("shape", "scale", "pose", "light", "landmarks"):
+        assert item[key].dtype == torch.float32
+        assert torch.isfinite(item[key]).all()
+    assert item["labels"].max() <= 2
+    assert 0 < item["scale"] < 2e-3
+    assert item["pose"].abs().max() < 1
+    assert isinstance(item["name"], str) and isinstance(item["identity"], int)
+    assert (item["labels"] == 0).float().mean() > 0.05
+
+
+def test_items_do_not_depend_on_order_length_or_worker():
+    faces = SyntheticFaces("train", 4, seed=1)
+    forwards = [faces[0], faces[1]]
+    backwards = SyntheticFaces("train", 1000, seed=1)
+    assert_same(backwards[1], forwards[1])
+    assert_same(backwards[0], forwards[0])
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert_same(faces[1], forwards[1])
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(faces, [0, 1]), batch_size=None, num_workers=1,
+                                         multiprocessing_context="spawn")
+    for item, expected in zip(loader, forwards):
+        assert_same(item, expected)
+
+
+def test_splits_and_seeds_are_different_people():
+    people = np.stack([sample_identity(streams(seed, split, index)["identity"])
+                       for seed in (0, 1) for split in ("train", "val", "test") for index in range(50)])
+    assert len(np.unique(people, axis=0)) == len(people)
+    numbers = [SyntheticFaces(split, 2)[1]["identity"] for split in ("train", "val", "test")]
+    assert len(set(numbers)) == 3
+    assert 0.8 < people.std() < 1.2
+
+
+def test_vertices_project_onto_the_landmarks(morphable, clean_faces):
+    from models.renderer import project
+
+    for item in clean_faces:
+        with torch.no_grad():
+            vertices = morphable.vertices(item["shape"][None])
+            placed = project(vertices, item["scale"][None], item["pose"][None], offset=16)[0]
+        marks = placed[torch.as_tensor(np.asarray(morphable.landmarks)).long()][:, [1, 0]]
+        assert (marks - item["landmarks"]).abs().max() < 0.1
+
+
+def test_labels_cover_the_rendered_mesh(morphable, clean_faces):
+    import zbuffer
+    from models.renderer import project
+
+    for item in clean_faces:
+        with torch.no_grad():
+            vertices = morphable.vertices(item["shape"][None])
+            placed = project(vertices, item["scale"][None], item["pose"][None], offset=16)
+            mesh = zbuffer.rasterize(placed, torch.as_tensor(np.asarray(morphable.triangles)).int(), (256, 256)).mask[0]
+        face = item["labels"] == 0
+        assert not (item["labels"] == 1).any()
+        assert (face & ~mesh).sum() < 0.01 * face.sum() + 0.01 * mesh.sum()
+        assert (face & mesh).sum() > 0.9 * mesh.sum()
+
+
+def test_clean_picture_is_albedo_times_shade(morphable, clean_faces):
+    from models.lighting import shade
+    from models.renderer import Renderer, project, vertex_normals
+
+    import zbuffer
+
+    for item in clean_faces:
+        with torch.no_grad():
+            vertices = morphable.vertices(item["shape"][None])
+            placed = project(vertices, item["scale"][None], item["pose"][None], offset=16)
+            raster = zbuffer.rasterize(placed, torch.as_tensor(np.asarray(morphable.triangles)).int(), (256, 256))
+            albedo = Renderer(morphable).render(item["albedo"][None].float() / 255, raster)[0]
+            rotated = placed.clone()
+            rotated[..., 0], rotated[..., 1] = -placed[..., 0], placed[..., 1]
+            space = torch.stack([rotated[..., 1], rotated[..., 0], placed[..., 2] * item["scale"]], dim=-1)
+            triangles = torch.as_tensor(np.asarray(morphable.triangles)).long()
+            normals = zbuffer.interpolate(vertex_normals(space, triangles), triangles.int(), raster)
+            light = shade(torch.nn.functional.normalize(normals, dim=-1), item["light"][None])[0].permute(2, 0, 1)
+        inner = torch.nn.functional.max_pool2d((item["labels"] != 0).float()[None, None], 13, 1, 6)[0, 0] == 0
+        difference = (albedo * light.clamp(min=0.12) - item["image"].float() / 255).abs().clamp(max=1)[:, inner]
+        assert difference.mean() < 0.012
+        assert difference.quantile(0.95) < 0.05
+
+
+def test_light_is_the_models_light():
+    from models.lighting import shade
+
+    rng = np.random.default_rng(0)
+    normals = rng.standard_normal((50, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    light = synthetic_lighting.sample_light(rng).vector
+    expected = shade(torch.from_numpy(normals)[None], torch.from_numpy(light)[None])[0].numpy()
+    np.testing.assert_allclose(synthetic_lighting.shade(normals, light), expected, atol=1e-5)
+
+
+def test_a_directional_light_comes_from_its_side():
+    light = np.tile(synthetic_lighting.directional(synthetic_lighting.from_angles(1.0, 0.0), 1.0), 3)
+    right, left = synthetic_lighting.shade(np.float32([[1, 0, 0], [-1, 0, 0]]), light)[:, 0]
+    assert right > 0.7 > 0.1 > left
+
+
+def test_pose_of_the_crop_centres_the_face():
+    atlas = Atlas.load()
+    marks = atlas.mean_vertices[atlas.head.landmarks].astype(np.float64)
+    rng = np.random.default_rng(0)
+    eyes = []
+    for _ in range(300):
+        pose = crop_pose(rng, marks, sample_rotation(rng))
+        if pose is not None:
+            np.testing.assert_allclose(euler_to_matrix(pose.angles), pose.rotation, atol=1e-9)
+            np.testing.assert_allclose(matrix_to_euler(pose.rotation), pose.angles, atol=1e-9)
+            placed = pose.project(marks)
+            eyes.append(placed[36:48, :2].mean(axis=0))
+    assert len(eyes) > 280
+    row, column = np.mean(eyes, axis=0)
+    assert 105 < row < 127 and 122 < column < 133
+
+
+def test_without_occluders_nothing_but_hair_hides_the_face():
+    faces = SyntheticFaces("val", 100, occluders=False)
+    hidden = [(faces[index]["labels"] == 1).float().mean().item() for index in range(6)]
+    assert np.mean(hidden) < 0.03
+
+
+@pytest.fixture(scope="module")
+def small_cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cache_module, "SHARD", 2)
+    write_cache(folder, "train", 3, seed=5, progress=False)
+    yield folder
+    patch.undo()
+
+
+def test_cache_equals_rendering(small_cache):
+    cached, direct = CachedFaces(small_cache), SyntheticFaces("train", 3, seed=5)
+    assert len(cached) == 3
+    for index in (0, 2):
+        assert_same(cached[index], direct[index])
+
+
+def test_cache_is_resumed(small_cache, monkeypatch):
+    kept = (small_cache / "shard_00000" / "image.npy").stat().st_mtime_ns
+    settings = json.loads((small_cache / "cache.json").read_text())
+    rendered = []
+    original = cache_module._render_chunk
+    monkeypatch.setattr(cache_module, "_render_chunk", lambda task: rendered.append(task[3:5]) or original(task))
+    write_cache(small_cache, "train", 4, seed=5, progress=False)
+    assert rendered == [(2, 4)]
+    assert (small_cache / "shard_00000" / "image.npy").stat().st_mtime_ns == kept
+    assert len(CachedFaces(small_cache)) == 4 and settings["count"] == 3
+    write_cache(small_cache, "train", 2, seed=5, progress=False)
+    assert rendered == [(2, 4)]
+    assert_same(CachedFaces(small_cache)[3], SyntheticFaces("train", 4, seed=5)[3])
+
+
+def test_cache_refuses_what_does_not_fit(small_cache, tmp_path):
+    with pytest.raises(UserError, match="other settings"):
+        write_cache(small_cache, "train", 4, seed=6, progress=False)
+    with pytest.raises(UserError, match="python -m datasets.synthetic"):
+        CachedFaces(tmp_path)
+    with pytest.raises(UserError, match="fewer than the 9"):
+        CachedFaces(small_cache, length=9)
+    with pytest.raises(UserError, match="train, val, test"):
+        SyntheticFaces("dev", 3)
+    with pytest.raises(IndexError):
+        SyntheticFaces("train", 3)[3]
