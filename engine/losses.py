@@ -24,8 +24,8 @@ def weighted_mean(loss: torch.Tensor, mask: torch.Tensor | None = None,
                   confidence: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of an element-wise loss (B, C, H, W) -> scalar.
 
-    With ``confidence`` (B, 1, H, W): the mean over channels l becomes (l * exp(-c) + c) / 2. With ``mask`` (B, 1, H, W),
-    (B, C, H, W) or any shape that broadcasts: the mean over the masked part; 0 if the mask is empty.
+    With ``confidence`` (B, 1, H, W): the mean over channels l becomes (l * exp(-c) + c) / 2. With ``mask``
+    (B, 1, H, W), or any shape that broadcasts: the mean over the masked part; 0 if the mask is empty.
     """
     if confidence is not None:
         loss = (loss.mean(dim=1, keepdim=True) * torch.exp(-confidence) + confidence) / 2
@@ -84,7 +84,7 @@ def symmetry_loss(albedo: torch.Tensor, visible: torch.Tensor, mirror: Callable[
 
 def landmark_loss(landmarks: torch.Tensor, true_landmarks: torch.Tensor,
                   weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean Euclidean distance of (B, N, 2) landmarks, in their unit; weights (N,) or (B, N) say how much each counts."""
+    """Mean Euclidean distance of (B, N, 2) landmarks, in their unit, weighted by ``weights`` (N,) or (B, N)."""
     distance = ((landmarks - true_landmarks).square().sum(dim=-1) + EPSILON_L21).sqrt()
     if weights is None:
         return distance.mean()

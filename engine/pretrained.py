@@ -91,7 +91,7 @@ def _from_torchvision(state: Mapping[str, object], network: str, source: str) ->
         return [(state[f"features.{index}.weight"].float(), state[f"features.{index}.bias"].float())
                 for index in CONVOLUTIONS[network]]
     except (KeyError, AttributeError):
-        raise UserError(f"{source} does not hold torchvision's {network} (features.N.weight, features.N.bias)") from None
+        raise UserError(f"{source} does not hold torchvision's {network} (features.N.weight and .bias)") from None
 
 
 def _package_file(network: str) -> Path | None:

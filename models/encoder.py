@@ -63,7 +63,8 @@ class Encoder(nn.Module):
     def forward(self, image: torch.Tensor) -> FaceCode:
         """Raises ValueError if the image is not (B, 3, S, S) with S a multiple of 32."""
         if image.dim() != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3] or image.shape[3] % STRIDE:
-            raise ValueError(f"the encoder takes images (B, 3, S, S), S a multiple of {STRIDE}; got {tuple(image.shape)}")
+            raise ValueError(f"the encoder takes images (B, 3, S, S), S a multiple of {STRIDE}; "
+                             f"got {tuple(image.shape)}")
         features = self.trunk(image)
         pooled = {
             "pose": self.pose_unit(features), "light": self.light_unit(features), "shape": self.shape_units(features),

@@ -52,7 +52,10 @@ class GatedStage(nn.Module):
 
 
 class GatedUp(nn.Module):
-    """Joins a skip (B, inputs/2, 2H, 2W) and a deeper map (B, inputs/2, H, W) -> (B, outputs, 2H, 2W), gated by the deeper map."""
+    """Joins a skip (B, inputs/2, 2H, 2W) and a deeper map (B, inputs/2, H, W) -> (B, outputs, 2H, 2W).
+
+    The gate sees the deeper map alone.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -86,7 +86,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ConvUnit(nn.Module):
-    """Spectral convolution (odd kernel, same padding) -> GroupNorm -> ELU: (B, inputs, H, W) -> (B, outputs, H/stride, ...)."""
+    """Spectral convolution (odd kernel, same padding) -> GroupNorm -> ELU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True):
         super().__init__()

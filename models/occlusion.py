@@ -18,7 +18,7 @@ def _double(inputs: int, outputs: int) -> ResidualDouble:
 
 
 class _Up(nn.Module):
-    """Doubles the deeper map, pads it to the skip's size and joins the two: (B, inputs/2, ...) each -> (B, outputs, ...)."""
+    """Doubles the deeper map's size, pads it to the skip's and joins the two (inputs/2 channels each)."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -72,7 +72,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: str | os.PathLike) -> dict:
-    """Reads a checkpoint (a dict) onto the CPU. Raises UserError if it is missing, truncated, unsafe or no checkpoint."""
+    """Reads a checkpoint (a dict) onto the CPU; UserError if it is missing, truncated, unsafe or no checkpoint."""
     import torch
 
     path = Path(path)
@@ -111,7 +111,7 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def check_state(what: str, state: Mapping[str, object], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises one UserError that lists all missing, extra and misshapen keys of ``state``; ``expected``: key -> shape."""
+    """Raises one UserError that lists all missing, extra and misshapen keys; ``expected``: key -> shape."""
     missing = [key for key in expected if key not in state]
     extra = [str(key) for key in state if key not in expected]
     misshapen = []
