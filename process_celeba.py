@@ -16,12 +16,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterator, Sequence
 
 from utils.errors import UserError
+from utils.logging import note, progress, run_script
 
 DEFAULT_CELEBA = "datasets/CelebA"
-CROP_FOLDER = "celebahq_crop"
 # Folder of pictures and the annotation that belongs to it, in order of preference.
 CELEBA_VARIANTS = (
     ("img_celeba", "list_landmarks_celeba"),
@@ -50,27 +50,22 @@ class Outcome:
     reason: str = ""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Align what the command line names; returns the exit status."""
     options = parse_arguments(arguments)
-    try:
-        if options.folder is not None:
-            output = options.output or options.folder.resolve().with_name(options.folder.resolve().name + "_aligned")
-            tasks, failures = folder_tasks(options.folder, output, options.format)
-        else:
-            output = options.output or options.celeba / CROP_FOLDER
-            tasks, failures = celeba_tasks(options.celeba, output, options.format)
-        counts, more = align_all(tasks, options.num_workers, options.overwrite)
-        return summarise(counts, failures + more, output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: the same command continues where it was", file=sys.stderr)
-        return 130
+    if options.folder is not None:
+        output = options.output or options.folder.resolve().with_name(options.folder.resolve().name + "_aligned")
+        tasks, failures = folder_tasks(options.folder, output, options.format)
+    else:
+        from datasets.alignment import CROP_FOLDER
+
+        output = options.output or options.celeba / CROP_FOLDER
+        tasks, failures = celeba_tasks(options.celeba, output, options.format)
+    counts, more = align_all(tasks, options.num_workers, options.overwrite)
+    return summarise(counts, failures + more, output)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; see --help."""
     parser = argparse.ArgumentParser(
         description="Align and crop faces to 256x256, as the networks want them.",
@@ -82,7 +77,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument("--folder", type=Path, metavar="DIR",
                         help="align any folder of portraits (and its subfolders), finding the largest face of each")
     parser.add_argument("--output", type=Path, metavar="DIR",
-                        help="folder for the crops (default: <celeba>/celebahq_crop, or DIR_aligned beside --folder DIR)")
+                        help="folder for the crops (default: celebahq_crop in CelebA's folder, or DIR_aligned beside "
+                             "--folder DIR)")
     parser.add_argument("--num-workers", "--nthreads", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="worker processes (default: %(default)s)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the crops (default: %(default)s)")
@@ -112,7 +108,7 @@ def celeba_tasks(celeba: Path, output: Path, suffix: str) -> tuple[list[Task], l
         raise UserError(f"no picture of {folder} is named in {annotation}: check that both belong to CelebA")
     absent = len(landmarks) - len(tasks)
     if absent > 0:
-        print(f"note: {absent} of the {len(landmarks)} pictures named in {annotation.name} are not in {folder}")
+        note(f"{absent} of the {len(landmarks)} pictures named in {annotation.name} are not in {folder}")
     return without_collisions(tasks, failures)
 
 
@@ -187,11 +183,9 @@ def read_landmarks(path: Path) -> dict[str, tuple[float, ...]]:
 
 def align_all(tasks: list[Task], num_workers: int, overwrite: bool) -> tuple[dict[str, int], list[str]]:
     """Do all tasks with a progress bar; returns the number of tasks per status, and a line for each failure."""
-    from tqdm import tqdm
-
     counts = {"written": 0, "kept": 0, "failed": 0}
     failures = []
-    for outcome in tqdm(run_tasks(tasks, num_workers, overwrite), total=len(tasks), unit="face", desc="aligning"):
+    for outcome in progress(run_tasks(tasks, num_workers, overwrite), "aligning", total=len(tasks)):
         counts[outcome.status] += 1
         if outcome.status == "failed":
             failures.append(outcome.reason)
@@ -207,7 +201,7 @@ def run_tasks(tasks: list[Task], num_workers: int, overwrite: bool) -> Iterator[
     # Spawned, not forked: a fork would copy OpenCV's and onnxruntime's threads half-way through what they do.
     executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_limit_threads)
     try:
-        chunk = max(1, min(32, len(tasks) // (4 * num_workers)))
+        chunk = max(1, min(16, len(tasks) // (4 * num_workers)))
         yield from executor.map(align_task, tasks, [overwrite] * len(tasks), chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError("a worker process died, perhaps for lack of memory: run the command again to continue, with a "
@@ -239,18 +233,16 @@ def align_task(task: Task, overwrite: bool = False) -> Outcome:
     return Outcome("written")
 
 
-def summarise(counts: dict[str, int], failures: Iterable[str], output: Path) -> int:
+def summarise(counts: dict[str, int], failures: Sequence[str], output: Path) -> int:
     """Print what was done and what was not; returns the exit status."""
-    failures = list(failures)
-    print(f"{counts['written']} crops written, {counts['kept']} were there already, "
-          f"{len(failures)} pictures left out; crops are in {output}")
+    note(f"{counts['written']} crops written, {counts['kept']} were there already, "
+         f"{len(failures)} pictures left out; crops are in {output}")
     for line in failures[:LISTED]:
         print(f"  left out: {line}", file=sys.stderr)
     if len(failures) > LISTED:
         print(f"  ... and {len(failures) - LISTED} more", file=sys.stderr)
     if counts["written"] + counts["kept"] == 0:
-        print("error: no picture could be aligned", file=sys.stderr)
-        return 1
+        raise UserError("no picture could be aligned: see the list above")
     return SOME_FAILED if failures else 0
 
 
@@ -285,4 +277,4 @@ def _limit_threads() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

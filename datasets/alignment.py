@@ -18,6 +18,7 @@ from utils.errors import UserError
 CROP_SIZE = 256
 WINDOW_SIZE = 224
 WINDOW_OFFSET = 16
+CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
 FEATHER = 1.5  # crop pixels over which a pasted hole fades in, inside the hole
 
 _SUPERSAMPLED_SIZE = 1024  # the quad is first sampled at this size, then reduced
@@ -158,7 +159,7 @@ class Alignment:
         return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
 
     def _photo_region(self, mask: np.ndarray) -> tuple[slice, slice] | None:
-        """Rows and columns of the photo that can show hidden crop pixels, one pixel to spare; None if there are none."""
+        """Rows and columns of the photo that can show hidden crop pixels, one to spare; None if there are none."""
         if not mask.any():
             return None
         y, x = np.nonzero(mask)

@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.logging import warning
 
+from .alignment import CROP_FOLDER
 from .faces import FolderFaces
 
-CROP_FOLDER = "celebahq_crop"
 PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 _PARTITIONS = {"0": "train", "1": "dev", "2": "test"}
 
@@ -18,8 +18,8 @@ class CelebACrops(FolderFaces):
     """Crops <celeba>/celebahq_crop/NAME.jpg; items as in :class:`datasets.faces.FolderFaces`.
 
     root: CelebA's folder or the folder of crops itself. If the official list_eval_partition.txt lies in CelebA's folder
-    or in its Eval/ or Anno/, it makes the splits (0 train, 1 dev, 2 test); otherwise the sorted names are divided 80/20 as
-    in the paper. Raises UserError if there are no crops.
+    or in its Eval/ or Anno/, it makes the splits (0 train, 1 dev, 2 test); otherwise the sorted names are divided 80/20
+    as in the paper. Raises UserError if there are no crops.
     """
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, train_dev_percent: float = 80,
@@ -39,8 +39,7 @@ class CelebACrops(FolderFaces):
         split_of = read_partition(partition)
         unlisted = [name for name in self._paths if name not in split_of]
         if unlisted:
-            warnings.warn(f"{len(unlisted)} crops, such as {min(unlisted)}, are not in {partition} and are left out",
-                          stacklevel=3)
+            warning(f"{len(unlisted)} crops, such as {min(unlisted)}, are not in {partition} and are left out")
         return sorted(name for name in self._paths if split_of.get(name) == split)
 
 

