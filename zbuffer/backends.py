@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-from . import build, reference
+from . import native, reference
 
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 SUCCESS = -1  # codes of the compiled functions; a code >= 0 is the position of an index that is no vertex
@@ -16,7 +16,7 @@ OUT_OF_MEMORY = -2
 CUDA_ERROR = -3
 
 _lock = threading.Lock()
-_libraries: dict[str, ctypes.CDLL | build.BuildError] = {}
+_libraries: dict[str, ctypes.CDLL | native.BuildError] = {}
 _warned: set[str] = set()
 
 
@@ -42,7 +42,7 @@ def run(vertices, triangles, height, width, cull, backend):
 def _best_backend(device):
     for candidate in ("cuda", "cpu") if device == "cuda" else ("cpu",):
         library = _library(candidate)
-        if not isinstance(library, build.BuildError):
+        if not isinstance(library, native.BuildError):
             return candidate
         slower = "the CPU" if candidate == "cuda" else "the slow PyTorch reference"
         _warn_once(candidate, f"zbuffer: no compiled rasterizer for {candidate}, using {slower} instead: {library}")
@@ -60,14 +60,14 @@ def _library(unit):
     with _lock:
         if unit not in _libraries:
             try:
-                library = ctypes.CDLL(str(build.find_or_build(unit)))
+                library = ctypes.CDLL(str(native.find_or_build(unit)))
                 for name in ("zbuffer_rasterize_float", "zbuffer_rasterize_double"):
                     getattr(library, name).restype = ctypes.c_int64
                 _libraries[unit] = library
-            except build.BuildError as error:
+            except native.BuildError as error:
                 _libraries[unit] = error
             except OSError as error:
-                _libraries[unit] = build.BuildError(f"the compiled library cannot be loaded: {error}")
+                _libraries[unit] = native.BuildError(f"the compiled library cannot be loaded: {error}")
         return _libraries[unit]
 
 
@@ -81,7 +81,7 @@ def _run_reference(vertices, triangles, height, width, cull):
 
 def _run_compiled(unit, vertices, triangles, height, width, cull):
     library = _library(unit)
-    if isinstance(library, build.BuildError):
+    if isinstance(library, native.BuildError):
         raise library
     if triangles.dtype == torch.int64 and triangles.numel() and (
             triangles.amax() >= 2**31 or triangles.amin() < 0):  # would wrap around below
@@ -102,7 +102,7 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
         code = function(*arguments, ctypes.c_int64(torch.get_num_threads()), *outputs)
         message = ""
     else:
-        keys = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
+        keys = torch.empty(items * height * width + 1, dtype=torch.int64, device=vertices.device)
         text = ctypes.create_string_buffer(1000)
         code = function(*arguments, ctypes.c_int64(vertices.device.index), _pointer(keys), *outputs, text,
                         ctypes.c_int64(len(text)))

@@ -1,0 +1,181 @@
+"""Compile the rasterizer's two units: for setup.py, for the first use in a process, and for ``python -m zbuffer.build``.
+
+Libraries are plain shared objects, named after a hash of their sources and options: a changed source never meets an
+old library. They are looked for in the installed package ``zbuffer_native``, then in the cache folder
+(``ZBUFFER_CACHE``, else ``~/.cache/zbuffer``), and are compiled there if missing.
+
+Environment: ``CXX`` the C++ compiler; ``CUDA_HOME`` the CUDA toolkit; ``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for,
+as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never builds the CUDA unit, "1" insists on it in setup.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent / "csrc"
+UNITS = {"cpu": ("zbuffer_cpu.cpp", "triangle.h"), "cuda": ("zbuffer_cuda.cu", "kernels.cuh", "triangle.h")}
+CPU_OPTIONS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off"]
+CUDA_OPTIONS = ["-O3", "-std=c++20", "-shared", "--fmad=false", "--cudart=shared", "-Xcompiler=-fPIC",
+                "-Xcompiler=-ffp-contract=off", "-Xlinker=-z,defs"]
+
+
+class BuildError(RuntimeError):
+    """A unit cannot be compiled; the message says why."""
+
+
+def find_or_build(unit) -> Path:
+    """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError."""
+    installed = importlib.util.find_spec("zbuffer_native")
+    if installed is not None and installed.origin is not None:
+        path = Path(installed.origin).parent / library_name(unit)
+        if path.exists():
+            return path
+    folder = _cache_folder()
+    if unit == "cuda":
+        _require_cuda()
+        folder = folder / ("_".join(architectures()) or "default")
+    path = folder / library_name(unit)
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f"{unit}.lock"):
+        if not path.exists():  # another process may have built it meanwhile
+            took = "a few seconds" if unit == "cpu" else "a minute or two"
+            print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
+            build(unit, folder)
+    return path
+
+
+def build(unit, folder) -> Path:
+    """Compile and link UNIT into FOLDER and return the library's path. Raises BuildError."""
+    compiler, libraries = _cpu_command() if unit == "cpu" else _cuda_command()
+    path = Path(folder) / library_name(unit)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Linked under another name and then moved: no process ever sees half a library.
+        output = Path(scratch) / path.name
+        source = SOURCES / UNITS[unit][0]
+        run = subprocess.run([*compiler, str(source), "-o", str(output), *libraries], capture_output=True, text=True)
+        if run.returncode != 0:
+            raise BuildError(f"{compiler[0]} failed on {source.name}:\n{(run.stdout + run.stderr)[-4000:]}")
+        os.replace(output, path)
+    return path
+
+
+def library_name(unit) -> str:
+    """File name of UNIT's library, which changes with its sources, options, machine and (CUDA) torch's version."""
+    digest = hashlib.sha256()
+    for name in UNITS[unit]:
+        digest.update((SOURCES / name).read_bytes())
+    facts = [*(CPU_OPTIONS if unit == "cpu" else CUDA_OPTIONS), sys.platform, platform.machine()]
+    if unit == "cuda":
+        import torch
+
+        facts.append(torch.__version__)
+    digest.update("\n".join(facts).encode())
+    return f"zbuffer_{unit}-{digest.hexdigest()[:16]}.so"
+
+
+def cuda_problem() -> str | None:
+    """Why the CUDA unit cannot be compiled here, or None."""
+    if os.environ.get("ZBUFFER_CUDA") == "0":
+        return "ZBUFFER_CUDA is 0"
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed (or hidden by pip's build isolation: use --no-build-isolation)"
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if _cuda_home() is None:
+        return "no CUDA compiler (nvcc) was found; set CUDA_HOME"
+    return None
+
+
+def architectures() -> list[str]:
+    """What to compile for: TORCH_CUDA_ARCH_LIST, else the GPUs at hand, as ["9.0", "8.0+PTX"]; may be empty."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    for entry in listed:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", entry):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {entry!r}; write versions like 8.0 or 9.0+PTX")
+    if listed:
+        return listed
+    import torch
+
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return [f"{major}.{minor}" for major, minor in sorted(found)]
+
+
+def _require_cuda():
+    problem = cuda_problem()
+    if problem is not None:
+        raise BuildError(problem)
+
+
+def _cuda_home():
+    compiler = shutil.which("nvcc")
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"),
+              compiler and Path(compiler).resolve().parent.parent, "/usr/local/cuda"]
+    for place in map(Path, filter(None, places)):
+        # A lone launcher script, as in /usr/local/bin, is no toolkit.
+        if (place / "bin" / "nvcc").exists() and ((place / "include" / "cuda.h").exists() or
+                                                  (place / "targets").exists()):
+            return place
+    return None
+
+
+def _cpu_command():
+    """The compiler with its options, and the libraries to link."""
+    named = os.environ.get("CXX")
+    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise BuildError(f"no C++ compiler was found ({named or 'c++, g++, clang++'})")
+    return [compiler, *CPU_OPTIONS], []
+
+
+def _cuda_command():
+    """The compiler with its options, and the libraries to link."""
+    _require_cuda()
+    import torch
+
+    home, inside = _cuda_home(), Path(torch.__file__).parent
+    targets = []
+    for entry in architectures():
+        number = entry.removesuffix("+PTX").replace(".", "")
+        targets.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if entry.endswith("+PTX"):
+            targets.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    compiler = [str(home / "bin" / "nvcc"), *CUDA_OPTIONS, *targets, "-isystem", str(inside / "include")]
+    libraries = [f"-L{inside / 'lib'}", "-lc10_cuda", "-lc10", f"-Xlinker=-rpath,{inside / 'lib'}"]
+    return compiler, libraries
+
+
+def _cache_folder():
+    named = os.environ.get("ZBUFFER_CACHE")
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=base):
+            return base
+    except OSError:  # a read-only home: compile for this process alone
+        return Path(tempfile.mkdtemp(prefix="zbuffer-"))
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Hold an exclusive lock on a file, for processes that want to compile the same thing at the same time."""
+    try:
+        import fcntl
+    except ImportError:
+        raise BuildError("compiling needs a POSIX system") from None
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
