@@ -36,11 +36,11 @@ class BuildLibraries(build_py):
         super().run()
         native = load_native()
         try:
-            self.compile(native)
+            self.compile_units(native)
         except native.BuildError as error:
             raise SystemExit(f"error: {error}") from None
 
-    def compile(self, native):
+    def compile_units(self, native):
         folder = Path(self.build_lib) / "zbuffer_native"
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.so"):
