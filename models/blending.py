@@ -48,7 +48,7 @@ def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known
     """Put a rendered face into the hole without a seam.
 
     image, rendered (B, 3, H, W) in [-1, 1]; hole (B, 1, H, W) bool, True where `rendered` replaces the image;
-    known (B, 1, H, W) in [0, 1]: how far a pixel outside the hole shows the same surface as `rendered` (ignored inside).
+    known (B, 1, H, W) in [0, 1], ignored in the hole: how far a pixel shows the same surface as `rendered`.
     The difference image - rendered at the known pixels is carried smoothly into the hole and added there. The result is
     clamped to [-1, 1] inside the hole and bit-identical to the image outside.
     """

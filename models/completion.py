@@ -34,9 +34,9 @@ class Factors:
 
     code: the encoder's :class:`~models.encoder.FaceCode`, in float32. vertices (B, V, 3) micrometres; positions
     (B, V, 3) [row, column, depth] in the image; raster: the mesh's :class:`zbuffer.Rasterization` there.
-    UV maps: uv_normals (B, 3, 192, 256) unit; uv_shade (B, 3, 192, 256), not clamped; uv_seen (B, 1, 192, 256) bool, the
-    geometry turns the texel to the camera; uv_visible bool, seen and no hidden pixel in its sample; albedo_in
-    (B, 3, 192, 256) in the inpainter's range [-1, 1], 0 where not visible.
+    UV maps: uv_normals (B, 3, 192, 256) unit; uv_shade (B, 3, 192, 256), not clamped; uv_seen (B, 1, 192, 256) bool:
+    the camera sees the texel, as far as the geometry goes; uv_visible bool: seen, and no hidden pixel in its sample;
+    albedo_in (B, 3, 192, 256) in the inpainter's range [-1, 1], 0 where not visible.
     """
 
     code: FaceCode
@@ -55,8 +55,8 @@ class Completion:
     """A completed batch and how it came about (from the last refinement iteration).
 
     output (B, 3, H, W) in [-1, 1], bit-identical to the input outside the hole; hole (B, 1, H, W) bool.
-    code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x (column),
-    y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256) log-uncertainty: the
+    code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x
+    (column), y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256) log-uncertainty: the
     inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1 outside the face.
     shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
     rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
@@ -226,4 +226,5 @@ def _concatenate(items: list[Completion]) -> Completion:
             return type(values[0])(*(join(list(parts)) for parts in zip(*values)))
         return torch.cat(values)
 
-    return Completion(**{field.name: join([getattr(item, field.name) for item in items]) for field in fields(Completion)})
+    names = [field.name for field in fields(Completion)]
+    return Completion(**{name: join([getattr(item, name) for item in items]) for name in names})

@@ -1,7 +1,7 @@
 """Spherical-harmonics lighting and the division of a texture into albedo and shade (paper section 3.1, equation 4).
 
-Ranges: texture in [0, 1]; shade as it comes, clamped below at 0.5 where it is used; albedo = texture / shade, in [0, 2];
-the inpainter works on albedo - 1, in [-1, 1].
+Texture is in [0, 1]; shade is clamped below at 0.5 where it is used; albedo = texture / shade is in [0, 2], and the
+inpainter works on albedo - 1, in [-1, 1].
 """
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def sh_basis(normals: torch.Tensor) -> torch.Tensor:
 
 
 def shade(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
-    """Shade H_b(n) * l: normals (B, ..., 3) and light (B, 27), nine red, nine green, nine blue -> (B, ..., 3), unclamped."""
+    """Shade H_b(n) * l, not clamped: normals (B, ..., 3), light (B, 27), nine a colour, -> (B, ..., 3)."""
     basis = sh_basis(normals)
     coefficients = light.reshape(len(light), 3, *[1] * (normals.dim() - 2), 9)
     return torch.stack([(basis * coefficients[:, channel]).sum(-1) for channel in range(3)], dim=-1)
 
 
 def to_albedo(texture: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
-    """Texture in [0, 1] and its shade, same shapes -> the inpainter's albedo in [-1, 1]; undone by :func:`to_texture`."""
+    """Texture in [0, 1] and its shade -> the inpainter's albedo in [-1, 1]; :func:`to_texture` undoes it."""
     return texture / shade.clamp(min=MIN_SHADE) - ALBEDO_CENTRE
 
 

@@ -25,8 +25,9 @@ NEGLIGIBLE_WEIGHT = 1e-3  # a pixel with less weight in a bilinear sample does n
 
 def rotation(pose: torch.Tensor) -> torch.Tensor:
     """Rotation matrices (B, 3, 3) = Rx Ry Rz of pose (B, >= 3) in [-1, 1], whose first three are angles / (pi / 2)."""
-    sines, cosines = (part.unbind(-1) for part in ((pose[:, :3] * (math.pi / 2)).sin(), (pose[:, :3] * (math.pi / 2)).cos()))
-    (sx, sy, sz), (cx, cy, cz) = sines, cosines
+    angles = pose[:, :3] * (math.pi / 2)
+    sx, sy, sz = angles.sin().unbind(-1)
+    cx, cy, cz = angles.cos().unbind(-1)
     return torch.stack([
         cy * cz, -cy * sz, sy,
         cx * sz + sx * sy * cz, cx * cz - sx * sy * sz, -sx * cy,
@@ -57,8 +58,7 @@ def project(vertices: torch.Tensor, scale: torch.Tensor, pose: torch.Tensor, off
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
-    triangles (T, 3), counter-clockwise seen from outside. Scale the vertices so that areas stay within the type's range:
-    micrometres do in float32.
+    triangles (T, 3), counter-clockwise seen from outside.
     """
     corners = [vertices[:, triangles[:, k]] for k in range(3)]
     weighted = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0], dim=-1)  # length: twice the area
@@ -81,8 +81,8 @@ def sample(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> tor
 class Renderer(nn.Module):
     """Unwraps images to the UV map of a morphable model, and renders UV maps through its mesh.
 
-    Buffers (not stored in checkpoints): uv_mask (192, 256) bool, the texels that lie on the face; textured (T,) bool, the
-    triangles that the UV map shows where vertex_uv says (published models clamp vertices that lie outside the map).
+    Buffers (not stored in checkpoints): uv_mask (192, 256) bool, the texels that lie on the face; textured (T,) bool,
+    the triangles that the UV map shows where vertex_uv says (published models clamp vertices outside the map).
     """
 
     def __init__(self, morphable: MorphableModel):
@@ -122,21 +122,21 @@ class Renderer(nn.Module):
         return maps.index_copy(2, self.texels, values.transpose(1, 2)).unflatten(-1, (UV_HEIGHT, UV_WIDTH))
 
     def rasterize(self, positions: torch.Tensor, size: tuple[int, int]) -> zbuffer.Rasterization:
-        """What each pixel of an image of size (H, W) shows of the mesh at positions (B, V, 3); back faces are left out."""
+        """What the pixels of an image of size (H, W) show of the mesh at positions (B, V, 3), without back faces."""
         return zbuffer.rasterize(positions, self.morphable.triangles, size, cull=True)
 
     def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
-        """Unit normals in camera space on the UV map: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256), 0 outside."""
+        """Unit camera-space normals on the UV map, 0 outside: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256)."""
         normals = rotate(vertex_normals(vertices, self.morphable.triangles), pose)
         return nn.functional.normalize(self.to_uv(normals), dim=1)
 
     def uv_shade(self, normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
-        """Shade (B, 3, 192, 256), unclamped, of UV normals (B, 3, 192, 256) under light (B, 27); 1 outside the face."""
+        """Shade, not clamped, of UV normals (B, 3, 192, 256) under light (B, 27); 1 outside the face."""
         shade = lighting.shade(normals.permute(0, 2, 3, 1), light).permute(0, 3, 1, 2)
         return torch.where(self.uv_mask, shade, 1.0)
 
     def unwrap(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Image (B, C, H, W) seen through the mesh at positions (B, V, 3) -> UV map (B, C, 192, 256), 0 outside the face.
+        """Image (B, C, H, W) through the mesh at positions (B, V, 3) -> UV map (B, C, 192, 256), 0 outside the face.
 
         Texels that are not visible (see :meth:`uv_visibility`) show whatever covers them.
         """
@@ -144,11 +144,12 @@ class Renderer(nn.Module):
         return sample(image, rows, columns) * self.uv_mask
 
     @torch.no_grad()
-    def uv_visibility(self, positions: torch.Tensor, normals: torch.Tensor, raster: zbuffer.Rasterization) -> torch.Tensor:
+    def uv_visibility(self, positions: torch.Tensor, normals: torch.Tensor,
+                      raster: zbuffer.Rasterization) -> torch.Tensor:
         """Which texels the image shows -> (B, 1, 192, 256) bool.
 
-        positions (B, V, 3) and their raster; normals (B, 3, 192, 256) from :meth:`uv_normals`. A texel is visible if its
-        normal faces the camera, it lies inside the image, and every pixel that its bilinear sample uses shows the
+        positions (B, V, 3) and their raster; normals (B, 3, 192, 256) from :meth:`uv_normals`. A texel is visible if
+        its normal faces the camera, it lies inside the image, and every pixel that its bilinear sample uses shows the
         surface at the texel's depth: the plane of the pixel's triangle, continued to the texel's position, agrees
         within VISIBILITY_TOLERANCE. So neither self-occluded texels nor those on an outline, whose sample is mixed with
         what lies behind, are visible.
@@ -181,7 +182,8 @@ class Renderer(nn.Module):
 
     def uv_coordinates(self, raster: zbuffer.Rasterization) -> torch.Tensor:
         """UV coordinate [row, column] of the point that each pixel shows: (B, H, W, 2), 0 where there is none."""
-        return zbuffer.interpolate(self.morphable.vertex_uv.to(raster.barycentrics.dtype), self.morphable.triangles, raster)
+        vertex_uv = self.morphable.vertex_uv.to(raster.barycentrics.dtype)
+        return zbuffer.interpolate(vertex_uv, self.morphable.triangles, raster)
 
     def coverage(self, raster: zbuffer.Rasterization) -> torch.Tensor:
         """Pixels that show a part of the mesh within a texel of what the UV map covers: (B, 1, H, W) bool."""

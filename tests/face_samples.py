@@ -1,4 +1,4 @@
-"""A small face in closed form, mirror-symmetric and with a nose that hides its cheek, and stand-ins for the networks."""
+"""A small face in closed form, mirror-symmetric, whose nose can hide its cheek, and stand-ins for the networks."""
 from __future__ import annotations
 
 import functools

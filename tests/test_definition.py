@@ -39,7 +39,8 @@ def write_published(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = np.load(golden_fill.GOLDEN / "tables.npz")
     vertex_tri = definitions.vertex_triangles(tables["tri"].T - 1, VERTICES) + 1
-    identity = [tables["mesh_mean"].reshape(1, -1), np.float32(0.02) * golden_fill.normal("basis/shape", (199, 3 * VERTICES))]
+    identity = [tables["mesh_mean"].reshape(1, -1),
+                np.float32(0.02) * golden_fill.normal("basis/shape", (199, 3 * VERTICES))]
     expression = [np.float32(50) * golden_fill.normal("basis/expmean", (1, 3 * VERTICES)),
                   np.float32(0.02) * golden_fill.normal("basis/exp", (29, 3 * VERTICES))]
     for name, array, dtype in (
@@ -47,7 +48,8 @@ def write_published(folder: Path) -> None:
             ("3DMM_tri_2d", tables["tri_2d"], "<i4"), ("3DMM_keypoints", tables["keypoints"], "<i4"),
             ("3DMM_tri_2d_barycoord", tables["tri_2d_barycoord_256"] / 256, "<f4"),
             ("vertices_2d_u", tables["vertices_2d_u"], "<f4"), ("vertices_2d_v", tables["vertices_2d_v"], "<f4"),
-            ("3DMM_shape_basis", np.concatenate(identity), "<f4"), ("3DMM_exp_basis", np.concatenate(expression), "<f4"),
+            ("3DMM_shape_basis", np.concatenate(identity), "<f4"),
+            ("3DMM_exp_basis", np.concatenate(expression), "<f4"),
             ("3DMM_const_alb_mask", tables["const_alb_mask"], "u1")):
         np.ascontiguousarray(array, dtype=dtype).tofile(folder / f"{name}.dat")
     np.save(folder.parent / "shape_para_mean.npy", np.float32(1000) * golden_fill.normal("para/mean", (228,)))
