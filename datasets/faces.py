@@ -23,15 +23,15 @@ def split_names(names: list[str], train_dev_percent: float = 80) -> dict[str, li
     """Divide ``names`` into the splits train, dev and test, which never overlap.
 
     The first ``train_dev_percent`` % of the sorted names (a value of at most 1 is read as a fraction) are for training
-    and development, the rest for testing (the paper: 80/20). The last 5 % of the former are the dev split, which
-    chooses the best checkpoint. Raises UserError if the percentage is not in (0, 100].
+    and development, the rest for testing (the paper: 80/20). The last 5 % of the former (at least one) are the dev
+    split, which chooses the best checkpoint. Raises UserError if the percentage is not in (0, 100].
     """
     fraction = train_dev_percent if train_dev_percent <= 1 else train_dev_percent / 100
     if not 0 < fraction <= 1:
         raise UserError(f"train_dev_percent is {train_dev_percent}: give a percentage above 0, up to 100")
     names = sorted(names)
     held_out = int(round(len(names) * fraction))
-    train = held_out - int(round(held_out * DEV_SHARE))
+    train = held_out - (max(int(round(held_out * DEV_SHARE)), 1) if held_out > 1 else 0)
     return {"train": names[:train], "dev": names[train:held_out], "test": names[held_out:]}
 
 
@@ -50,7 +50,7 @@ class FolderFaces(torch.utils.data.Dataset):
     def __init__(self, root: str | os.PathLike, split: str | None = None, train_dev_percent: float = 80,
                  verify: bool | None = None) -> None:
         if split is not None and split not in SPLITS:
-            raise ValueError(f"split is one of {SPLITS} or None, not {split!r}")
+            raise UserError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}")
         self.root = Path(root)
         self.split = split
         self.unreadable: dict[str, str] = {}

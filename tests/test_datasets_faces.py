@@ -27,6 +27,7 @@ def test_splits_cover_everything_and_never_overlap(count, percent):
     assert splits["train"] + splits["dev"] + splits["test"] == names
     expected = count * (percent if percent <= 1 else percent / 100)
     assert abs(len(splits["train"]) + len(splits["dev"]) - expected) <= 0.5
+    assert (len(splits["dev"]) >= 1) == (expected > 1)
 
 
 def test_split_percentage_is_checked():
@@ -87,6 +88,8 @@ def test_unusable_folders_are_clear_errors(tmp_path):
         FolderFaces(tmp_path)
     with pytest.raises(UserError, match="no usable picture"):
         FolderFaces(tmp_path, verify=False)[0]
+    with pytest.raises(UserError, match="no split 'validation': choose one of train, dev, test"):
+        FolderFaces(tmp_path, split="validation")
     with pytest.raises(UserError, match="test split .* is empty"):
         FolderFaces(tmp_path, split="test", train_dev_percent=100)
 
