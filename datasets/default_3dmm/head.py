@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 
 from . import packing
 
@@ -73,10 +72,7 @@ class HeadModel:
         scale = self.coefficient_std[:, None, None]
         self._mean = mean.reshape(-1)
         self._basis = (np.concatenate([identity, expression]) * scale).reshape(228, -1)
-        index, weight = data["subdivision_index"], data["subdivision_weight"]
-        rows = np.repeat(np.arange(len(index)), index.shape[1])
-        self._subdivision = sparse.csr_matrix(
-            (weight.reshape(-1), (rows, index.reshape(-1))), shape=(len(index), mean.shape[0]), dtype=np.float32)
+        self._subdivision = packing.read_subdivision(data)
         for name in ("triangles", "face_vertices", "face_triangles", "landmarks", "mirror_vertices"):
             setattr(self, name, data[name].astype(np.int32))
         self.region = data["region"].astype(np.uint8)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy import sparse
 
 FOLDER = Path(__file__).resolve().parent
 MODEL_FILE = FOLDER / "model.npz"
@@ -18,17 +19,18 @@ UV_SHAPE = (192, 256)
 UV_MIRROR_SUM = 254  # column c of the UV map mirrors column 254 - c; column 255 has no mirror
 
 
-def subdivide(values: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted sums of coarse vertices.
+def subdivide(values: np.ndarray, matrix: sparse.csr_matrix) -> np.ndarray:
+    """values (..., C, 3) on the coarse mesh times a sparse matrix (V, C) -> (..., V, 3) float32."""
+    flat = np.moveaxis(np.asarray(values, dtype=np.float32), -2, 0)
+    dense = matrix @ flat.reshape(len(flat), -1)
+    return np.ascontiguousarray(np.moveaxis(dense.reshape(-1, *flat.shape[1:]), 0, -2))
 
-    values (..., C, 3) on the coarse mesh; index (V, K) int and weight (V, K) float, padded with weight 0.
-    Returns (..., V, 3) float32.
-    """
-    values = np.asarray(values, dtype=np.float32)
-    dense = np.zeros((*values.shape[:-2], len(index), 3), dtype=np.float32)
-    for column in range(index.shape[1]):
-        dense += values[..., index[:, column], :] * weight[:, column, None]
-    return dense
+
+def read_subdivision(data) -> sparse.csr_matrix:
+    """The (V, C) float32 subdivision matrix of a file."""
+    indptr = data["subdivision_indptr"]
+    return sparse.csr_matrix((data["subdivision_data"], data["subdivision_indices"].astype(np.int32), indptr),
+                             shape=(len(indptr) - 1, int(data["subdivision_indices"].max()) + 1))
 
 
 def mirror_exactly(values: np.ndarray, mirror: np.ndarray, parity: np.ndarray | float = 1.0) -> np.ndarray:
@@ -54,6 +56,12 @@ def mirror_map(half: np.ndarray, parity: np.ndarray) -> np.ndarray:
     return full
 
 
+def normalised(barycentrics: np.ndarray) -> np.ndarray:
+    """Barycentrics (..., 3) rounded in the file, summing to 1 again; zeros stay zeros."""
+    total = barycentrics.sum(axis=-1, keepdims=True)
+    return barycentrics / np.where(total > 0, total, 1)
+
+
 def decode_image(buffer: np.ndarray) -> np.ndarray:
     """PNG or JPEG bytes (uint8 vector) -> (H, W), (H, W, 3) RGB or (H, W, 4) RGBA uint8."""
     image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
@@ -75,9 +83,9 @@ def read_model(path: Path = MODEL_FILE) -> dict[str, np.ndarray]:
     """
     with np.load(path) as file:
         data = {key: file[key] for key in file.files}
-    index, weight = data["subdivision_index"].astype(np.int64), data["subdivision_weight"]
+    matrix = read_subdivision(data)
     mirror = data["mirror_vertices"].astype(np.int32)
-    mean, identity, expression = (subdivide(x, index, weight) for x in read_statistics(data, "coarse"))
+    mean, identity, expression = (subdivide(x, matrix) for x in read_statistics(data, "coarse"))
     parity = data["coefficient_parity"].astype(np.float32)
     mirror_exactly(mean, mirror)
     mirror_exactly(identity, mirror, parity[:199])
@@ -95,7 +103,7 @@ def read_model(path: Path = MODEL_FILE) -> dict[str, np.ndarray]:
         "coefficient_parity": parity,
         "vertex_uv": data["vertex_uv"].astype(np.float32),
         "uv_triangle": data["uv_triangle"].astype(np.int32),
-        "uv_barycentrics": data["uv_barycentrics"].astype(np.float32),
+        "uv_barycentrics": normalised(data["uv_barycentrics"].astype(np.float32)),
         "landmarks": data["landmarks"].astype(np.int32),
         "mirror_vertices": mirror,
         "region": data["region"].astype(np.uint8),
