@@ -15,7 +15,6 @@ from typing import Sequence
 
 from utils import config
 from utils.errors import UserError
-from utils.images import list_images
 from utils.logging import note, progress, run_script
 
 INPUTS = Path("inputs")
@@ -55,6 +54,8 @@ def find_photos(path: str | Path) -> dict[str, Path]:
     A name is the file's without suffix, with it ("a_png") where two files differ in nothing else.
     Raises UserError if there is nothing.
     """
+    from utils.images import list_images
+
     path = Path(path)
     if not path.is_dir():
         if not path.exists():
