@@ -1,7 +1,7 @@
 """Random changes of training images, with the same change made exactly to the ground truth of a face.
 
 Geometry is a similarity (zoom, rotation, shift) and a mirror image. In the window's coordinates p = (x, y), y upwards
-(see `models.renderer`), the similarity is p' = zoom Z (p - c) + c + shift about the centre c, Z a rotation in the image.
+(see `models.renderer`), the similarity is p' = zoom Z (p - c) + c + shift about the centre c; Z turns the image.
 """
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CENTRE = (WINDOW_SIZE - 1) / 2
 
 @dataclass
 class Similarity:
-    """B random placements: zoom (B,), angle (B,) in radians (counter-clockwise), shift (B, 2) in pixels, mirror (B,) bool.
+    """B random placements: zoom (B,), angle (B,) in radians, shift (B, 2) in pixels, mirror (B,) bool.
 
-    The mirror image comes first, then the similarity.
+    Positive angles turn counter-clockwise. The mirror image comes first, then the similarity.
     """
 
     zoom: Tensor
@@ -30,8 +30,8 @@ class Similarity:
     mirror: Tensor
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, count: int, device: torch.device, *, zoom: float = 0.05, angle: float = 0.06,
-             shift: float = 3.0, mirror: bool = True) -> "Similarity":
+    def draw(cls, rng: np.random.Generator, count: int, device: torch.device, *, zoom: float = 0.05,
+             angle: float = 0.06, shift: float = 3.0, mirror: bool = True) -> "Similarity":
         """Normal deviates of the given standard deviations (`zoom` of its logarithm); mirrored half of the time."""
         def normal(scale: float, *shape: int) -> Tensor:
             return torch.from_numpy(rng.normal(0, scale, shape).astype(np.float32)).to(device)
@@ -48,7 +48,7 @@ class Similarity:
         return matrix
 
     def warp(self, crops: Tensor, mode: str = "bilinear") -> Tensor:
-        """Crops (B, C, 256, 256) -> their windows (B, C, 224, 224) after the change; beyond the crop the edge goes on."""
+        """Crops (B, C, 256, 256) -> their windows (B, C, 224, 224) after the change; the crop's edge continues."""
         crops = torch.where(self.mirror[:, None, None, None], crops.flip(3), crops)
         steps = torch.arange(WINDOW_SIZE, device=crops.device, dtype=torch.float32)
         y, x = torch.meshgrid(WINDOW_SIZE - 1 - steps, steps, indexing="ij")
@@ -71,11 +71,11 @@ class Similarity:
         flipped = torch.stack([WINDOW_SIZE - 1 - translation[:, 0], translation[:, 1]], 1)
         translation = torch.where(self.mirror[:, None], flipped, translation)
         turn = self.rotation()
-        moved = ((turn[:, :2, :2] @ (translation - CENTRE)[..., None])[..., 0] * self.zoom[:, None] + CENTRE + self.shift)
-        return turn @ rotation, scale * self.zoom, moved
+        turned = (turn[:, :2, :2] @ (translation - CENTRE)[..., None])[..., 0]
+        return turn @ rotation, scale * self.zoom, turned * self.zoom[:, None] + CENTRE + self.shift
 
     def light(self, light: Tensor) -> Tensor:
-        """The changed spherical-harmonics light (B, 27): 9 coefficients of 1, z, y, x, 2z2-x2-y2, yz, xz, xy, x2-y2 a channel.
+        """The changed spherical-harmonics light (B, 27): per channel of 1, z, y, x, 2z2-x2-y2, yz, xz, xy, x2-y2.
 
         Under a rotation by a about z, (x, y) and (xz, yz) turn by a, and (x2-y2, 2xy) by 2a.
         """

@@ -22,7 +22,7 @@ def navier_stokes(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def mirrored_half(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The crop mirrored left-right where the mirror pixel is visible (faces are aligned upright), Telea for the rest."""
+    """The crop mirrored left-right where the mirror pixel is visible (faces are upright), Telea for the rest."""
     from_mirror = hole & ~hole[:, ::-1]
     output = image.copy()
     output[from_mirror] = image[:, ::-1][from_mirror]

@@ -12,6 +12,7 @@ from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
 from utils import device as devices
 from utils.errors import UserError
+from utils.logging import warning
 
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
@@ -42,8 +43,8 @@ def run_folder(settings: Any) -> Path:
     """
     folder = Path(settings.save_dir) if settings.save_dir else Path(settings.result_path) / settings.stage
     if (folder / "last.pth").exists() and not (settings.resume or settings.overwrite):
-        raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it with "
-                        "--overwrite, or choose another --save-dir")
+        raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it "
+                        "with --overwrite, or choose another --save-dir")
     return folder
 
 
@@ -75,7 +76,8 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
     """
     kind = settings.dataset_train
     if settings.stage == "encoder" and kind != "Synthetic":
-        raise UserError(f"--stage encoder learns from known shapes, which --dataset-train {kind} has not: use Synthetic")
+        raise UserError(f"--stage encoder learns from known shapes, which --dataset-train {kind} has not: "
+                        "use Synthetic")
     if settings.stage == "occlusion" and kind not in LABELLED:
         raise UserError(f"--stage occlusion learns from labelled pixels, which --dataset-train {kind} has not: "
                         f"use {' or '.join(LABELLED)}")
@@ -85,7 +87,7 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
 
 
 def build_test_data(settings: Any) -> Dataset:
-    """The faces that --eval completes: built-in test faces without occluders, a dataset's test split, or a whole folder.
+    """The faces that --eval completes: built-in ones without occluders, a dataset's test split, or a whole folder.
 
     A folder given with --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
 
@@ -104,11 +106,15 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     from datasets.synthetic import CachedFaces, SyntheticFaces
     options = dict(settings.dataset_options)
     length = options.pop("length", SYNTHETIC_LENGTH)
-    if settings.synthetic_cache:
-        train = CachedFaces(settings.synthetic_cache)
-    else:
-        train = SyntheticFaces("train", length, **options)
-    return train, SyntheticFaces("dev", HELD_OUT_FACES)
+    if not settings.synthetic_cache:
+        return SyntheticFaces("train", length, **options), SyntheticFaces("val", HELD_OUT_FACES)
+    train = CachedFaces(settings.synthetic_cache)
+    if train.split != "train":
+        raise UserError(f"--synthetic-cache {settings.synthetic_cache} holds faces of the {train.split} split: "
+                        "training on them would spoil every measurement; write a cache with --split train")
+    if settings.stage == "inpainter" and "albedo" not in train[0]:
+        warning(f"{settings.synthetic_cache} was written without albedo: the loss hidden_albedo is left out")
+    return train, SyntheticFaces("val", HELD_OUT_FACES)
 
 
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
@@ -130,7 +136,7 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
 # ---- networks ----------------------------------------------------------------------------------------------------
 
 def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
-    """The morphable model: --definition, or with auto the one that the encoder was trained with ("builtin" or a folder).
+    """The morphable model, "builtin" or a folder: --definition, or with auto the one the encoder was trained with.
 
     metadata: of the encoder's file, as `models.weights.load_encoder` returns it; None if there is no encoder yet.
     """
@@ -160,13 +166,16 @@ def build_completion(settings: Any, device: torch.device | None = None):
     return completion.eval().to(device or choose_device(settings))
 
 
-def build_stage(settings: Any) -> Stage:
+def build_stage(settings: Any, train_set: Dataset) -> Stage:
     """The stage that is to be trained, with fresh networks and, where it needs them, trained frozen ones.
+
+    train_set: from :func:`build_training_data`; a few of its items say where the encoder starts.
 
     Raises:
         UserError: --loss-options names an unknown loss, or a frozen network's weights are missing.
     """
-    stage = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage}[settings.stage](settings)
+    builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage}
+    stage = builders[settings.stage](settings, train_set)
     unknown = set(settings.loss_options) - set(stage.weights) - set(NOT_LOSSES[settings.stage])
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
@@ -174,7 +183,7 @@ def build_stage(settings: Any) -> Stage:
     return stage
 
 
-def _encoder_stage(settings: Any) -> Stage:
+def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.encoder_stage import EncoderStage, Geometry, mean_ground_truth, prepare_encoder
     from models.decoders import AlbedoDecoder
     from models.encoder import Encoder
@@ -184,22 +193,22 @@ def _encoder_stage(settings: Any) -> Stage:
     model = MorphableModel(definition)
     encoder = Encoder()
     if not settings.resume:
-        train_set, _ = build_training_data(settings)
         prepare_encoder(encoder, *mean_ground_truth(train_set))
-    geometry = Geometry(model, definition.coefficient_parity, definition.coefficient_mean, definition.coefficient_std)
+    geometry = Geometry(model, definition.coefficient_parity, definition.coefficient_mean,
+                        definition.coefficient_std)
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
     return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
 
 
-def _occlusion_stage(settings: Any) -> Stage:
+def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.occlusion_stage import OcclusionStage
     from models.occlusion import OcclusionNet
     return OcclusionStage(OcclusionNet(), settings.loss_options)
 
 
-def _inpainter_stage(settings: Any) -> Stage:
+def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.inpainter_stage import InpainterStage
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
@@ -221,5 +230,6 @@ def _inpainter_stage(settings: Any) -> Stage:
     extra = {key: weights.pop(key) for key in NOT_LOSSES["inpainter"] if key in weights}
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
     return InpainterStage(completion, PyramidDiscriminator(), weights, albedo_kind=settings.tex_loss,
-                          image_kind=settings.recon_loss, use_confidence=settings.use_conf, perceptual=perceptual, **extra)
+                          image_kind=settings.recon_loss, use_confidence=settings.use_conf, perceptual=perceptual,
+                          **extra)
 

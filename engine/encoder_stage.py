@@ -1,9 +1,9 @@
 """Training of the encoder on faces with full ground truth: masked image -> shape, pose, light (paper section 3.1).
 
-Everything is learnt from the masked image, as at inference. Shape and pose are compared where it matters: as positions of
-landmarks and of some hundred vertices in the picture (pixels), their depth, and the head in its own frame (millimetres);
-coefficients count by the displacement that they cause, since a plain mean over them would be ruled by the smallest ones
-and shrink every face to the average.
+Everything is learnt from the masked image, as at inference. Shape and pose are compared where it matters: as positions
+of landmarks and of some hundred vertices in the picture (pixels), their depth, and the head in its own frame
+(millimetres); coefficients count by the displacement that they cause, since a plain mean over them would be ruled by
+the smallest ones and shrink every face to the average.
 """
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class EncoderStage(Stage):
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
         self.uses_albedo = weights["albedo"] > 0 or weights["render"] > 0
         networks = {"encoder": encoder, **({"albedo_decoder": albedo_decoder} if self.uses_albedo else {})}
-        super().__init__(networks, weights, frozen={"geometry": geometry, **({"renderer": renderer} if renderer else {})})
+        frozen = {"geometry": geometry, **({"renderer": renderer} if renderer else {})}
+        super().__init__(networks, weights, frozen=frozen)
         self.geometry, self.renderer, self.definition_name = geometry, renderer, definition_name
         self.albedo_every, self.albedo_items = albedo_every, albedo_items
 
@@ -167,7 +168,8 @@ class EncoderStage(Stage):
         with autocast():
             code = encoder(image)
         translation = 0.5 * (code.pose[:, 3:] + 1) * WINDOW_SIZE
-        place, _ = self.geometry.project(self.geometry.head(code.shape)[:, :68], rotation(code.pose), code.scale, translation)
+        points = self.geometry.head(code.shape)[:, :68]
+        place, _ = self.geometry.project(points, rotation(code.pose), code.scale, translation)
         return torch.stack([place[..., 0], WINDOW_SIZE - 1 - place[..., 1]], -1) + WINDOW_OFFSET
 
     def pictures(self, networks, batch, rng) -> Tensor:
@@ -183,7 +185,7 @@ class EncoderStage(Stage):
 
 
 def draw(renderer: Any, code, albedo: Tensor) -> tuple[Tensor, Tensor]:
-    """The first faces of a FaceCode in their light: picture (N, 3, 224, 224) in [0, 1] units, coverage (N, 1, 224, 224).
+    """The first N faces of a FaceCode: picture (N, 3, 224, 224) in [0, 1] units, coverage (N, 1, 224, 224) bool.
 
     albedo: (N, 3, 192, 256), in [0, 1].
     """
@@ -207,9 +209,10 @@ def landmark_error(landmarks: Tensor, truth: Tensor) -> Tensor:
 
 
 def training_holes(rng: np.random.Generator, regions: np.ndarray) -> Tensor:
-    """Random holes (B, 1, H, W) bool, of the kinds and shares of HOLE_SHARES; regions: bool (B, 2, H, W), face and occluder.
+    """Random holes (B, 1, H, W) bool, of the kinds and shares of HOLE_SHARES.
 
-    Rectangles lie on the face, as in evaluation; blobs anywhere; an occluder becomes the hole that covers it.
+    regions: bool (B, 2, H, W), face and occluder. Rectangles lie on the face, as in evaluation; blobs anywhere; an
+    occluder becomes the hole that covers it.
     """
     holes = np.zeros((len(regions), 1, *regions.shape[2:]), dtype=bool)
     kinds = rng.choice(list(HOLE_SHARES), len(regions), p=list(HOLE_SHARES.values()))
@@ -251,7 +254,7 @@ def prepare_encoder(encoder: nn.Module, mean_light: Tensor, mean_translation: Te
     encoder.pose_linear.bias[4:].copy_(torch.atanh((mean_translation / WINDOW_SIZE * 2 - 1).clamp(-0.95, 0.95)))
 
 
-def mean_ground_truth(dataset, items: int = 200) -> tuple[Tensor, Tensor]:
+def mean_ground_truth(dataset, items: int = 64) -> tuple[Tensor, Tensor]:
     """Mean light (27,) and mean translation (2,) in window pixels over some items of a dataset with ground truth."""
     chosen = [dataset[int(index)] for index in np.linspace(0, len(dataset) - 1, min(items, len(dataset)))]
     light = torch.stack([torch.as_tensor(item["light"]) for item in chosen]).mean(0)

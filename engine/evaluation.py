@@ -1,4 +1,4 @@
-"""Evaluation (``main.py --eval``): complete held-out faces, score them, and compare with simple methods on the same holes."""
+"""Evaluation (``main.py --eval``): complete held-out faces, score them, compare with simple methods on the holes."""
 from __future__ import annotations
 
 import time
@@ -43,7 +43,7 @@ class CompletesFaces(Protocol):
 
 @dataclass
 class EvaluationOptions:
-    """source: "random" (fixed by seed and name), "file" (from `masks`) or "occlusion" (the net's prediction, no scores).
+    """source: "random" (fixed by seed and name), "file" (from `masks`) or "occlusion" (predicted, no scores).
 
     resolution: 256, the whole aligned crop, or 224, its centre window.
     """
@@ -177,7 +177,7 @@ class Evaluator:
         return psnr(output, truth), ssim(output, truth), self.lpips(output, truth) if self.lpips else None
 
     def _landmarks(self, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
-        """Writes the 68 fitted landmarks, in pixels of the evaluated picture, and measures them where truth is known."""
+        """Writes the 68 fitted landmarks, in pixels of the evaluated picture; measures them where truth is known."""
         if self.options.save_landmarks:
             with report.AtomicText(self.options.folder / f"{batch['name'][index]}.txt") as file:
                 file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
@@ -271,7 +271,8 @@ def evaluate(settings: Any) -> dict[str, Any]:
     print_report(results, options, summary)
     if results.skipped:
         listed = "; ".join(results.skipped.values())
-        raise UserError(f"{len(results.skipped)} of {len(results.skipped) + len(results.names)} images were skipped: {listed}")
+        total = len(results.skipped) + len(results.names)
+        raise UserError(f"{len(results.skipped)} of {total} images were skipped: {listed}")
     return summary
 
 

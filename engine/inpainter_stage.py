@@ -1,4 +1,4 @@
-"""Training of the albedo inpainter (paper section 3.2 and 3.3): masked UV albedo -> complete albedo and its uncertainty.
+"""Training of the albedo inpainter (paper sections 3.2, 3.3): masked UV albedo -> complete albedo and uncertainty.
 
 The frozen encoder sees the masked image, as at inference. With its geometry and light the true image is unwrapped and
 divided by the shade too; that is the target wherever the image shows the face. Built-in faces also know the albedo that
@@ -44,9 +44,9 @@ class InpainterStage(Stage):
     validation_items = 64
     gradient_clip = 10.0
 
-    def __init__(self, completion: FaceCompletion, discriminator: nn.Module, weights: Mapping[str, float] | None = None, *,
-                 albedo_kind: str = "l1", image_kind: str = "l1", use_confidence: bool = True, gan_start: int = 1000,
-                 perceptual: nn.Module | None = None):
+    def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
+                 weights: Mapping[str, float] | None = None, *, albedo_kind: str = "l1", image_kind: str = "l1",
+                 use_confidence: bool = True, gan_start: int = 1000, perceptual: nn.Module | None = None):
         inpainter, completion.inpainter = completion.inpainter, nn.Identity()
         completion.one_by_one = False
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
@@ -135,7 +135,7 @@ class InpainterStage(Stage):
             return self.completion.occlusion(image).argmax(1, keepdim=True)
 
     def _hidden_albedo_loss(self, output: Tensor, target: Tensor, known: Tensor, albedo: Tensor) -> Tensor:
-        """L1 to the true albedo (B, 3, 192, 256), given in [0, 1], on the face's texels that the photo does not show."""
+        """L1 to the true albedo (B, 3, 192, 256), in [0, 1], on the face's texels that the photo does not show."""
         area = known.sum((2, 3), keepdim=True)
         seen = ((target + 1) * known).sum((2, 3), keepdim=True)
         gain = seen / (albedo * known).sum((2, 3), keepdim=True).clamp(min=1e-3)
@@ -170,7 +170,8 @@ class InpainterStage(Stage):
         return torch.tensor([float(value) for value in values])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
-        return {"psnr": float(statistics[0] / statistics[3]), "hole_error": float(statistics[1] / statistics[2].clamp(min=1))}
+        psnr, error, hidden, images = statistics.tolist()
+        return {"psnr": psnr / images, "hole_error": error / max(hidden, 1)}
 
     def pictures(self, networks, batch, rng) -> Tensor:
         """Held-out faces: masked, albedo in, albedo out, completed, original."""

@@ -28,8 +28,9 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
     Raises:
         UserError: torch has no such optimiser, or it does not take these options.
     """
+    base = torch.optim.Optimizer
     kinds = {name.lower(): kind for name, kind in vars(torch.optim).items()
-             if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer}
+             if isinstance(kind, type) and issubclass(kind, base) and kind is not base}
     if method.lower() not in kinds:
         raise UserError(f"--optim-method {method}: torch.optim has no such optimiser; use Adam or AdamW, for example")
     chosen = dict(PUBLISHED_OPTIMISER) if method.lower() in ("adam", "adamw") else {}
@@ -47,7 +48,7 @@ class LearningRate:
     """The factor on the base learning rate at any moment of training, as a pure function of where training stands.
 
     * ``ExponentialLR``: gamma ** epoch (published: 0.98), not below 1e-7 / base.
-    * ``CosineAnnealingLR``: linear warm-up over `warmup` steps, then half a cosine from 1 to `floor` over the whole run.
+    * ``CosineAnnealingLR``: linear warm-up over `warmup` steps; half a cosine from 1 to `floor` over the run.
     * ``Constant``: 1.
     """
 
@@ -62,7 +63,7 @@ class LearningRate:
         self.options = {**known, **options}
 
     def factor(self, base: float, step: int, epoch: int, progress: float) -> float:
-        """The factor for optimiser step `step` (from 0) of `epoch` (from 0); progress in [0, 1] is the run's share done."""
+        """The factor for step `step` (from 0) of `epoch` (from 0); progress in [0, 1] is the share of the run done."""
         if self.method == "exponentiallr":
             return max(self.options["gamma"] ** epoch, min(1.0, LOWEST_RATE / base))
         if self.method == "cosineannealinglr":
@@ -79,7 +80,8 @@ class MovingAverage:
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], decay: float):
-        self.networks = {name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in networks.items()}
+        self.networks = {name: copy.deepcopy(network).eval().requires_grad_(False)
+                         for name, network in networks.items()}
         self.decay = decay
 
     @torch.no_grad()

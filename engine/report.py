@@ -33,7 +33,8 @@ class TrainingDisplay:
             from tqdm import tqdm
             self.bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}", dynamic_ncols=True)
 
-    def update(self, fraction: float, elapsed: float, step: int, epoch: int, items: int, losses: Mapping[str, float]) -> None:
+    def update(self, fraction: float, elapsed: float, step: int, epoch: int, items: int,
+               losses: Mapping[str, float]) -> None:
         """fraction of the run in [0, 1], seconds trained, `items` seen in this step, smoothed losses by name."""
         now = time.monotonic()
         if self.last is not None:
@@ -81,7 +82,7 @@ def join_numbers(values: Mapping[str, float]) -> str:
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 def by_bin(ratios: Sequence[float], values: Sequence[float | None]) -> tuple[list[int], list[float | None]]:
-    """(counts, means) of `values` per tenth of the mask/face ratio in [0, 1]; None for a bin or a value that is empty."""
+    """(counts, means) of `values` per tenth of the mask/face ratio in [0, 1]; None where there is nothing."""
     bins = [ratio_bin(ratio) for ratio in ratios]
     groups = [[value for value, where in zip(values, bins) if where == index] for index in range(RATIO_BINS)]
     return [len(group) for group in groups], [mean(group) for group in groups]
@@ -125,7 +126,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     def text(value: Any) -> Any:
         return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
     with AtomicText(path) as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([text(row[column]) for column in columns] for row in rows)
 
@@ -160,13 +161,15 @@ class AtomicText:
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
-def draw_curves(path: Path, ratios: Sequence[float], scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
+def draw_curves(path: Path, ratios: Sequence[float],
+                scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
     """Each measure against the mask/face ratio, one curve per method, like the paper's figure; a PNG."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    measures = [name for name, methods in scores.items() if any(mean(values) is not None for values in methods.values())]
+    measures = [name for name, methods in scores.items()
+                if any(mean(values) is not None for values in methods.values())]
     figure, axes = pyplot.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.6), squeeze=False)
     for axis, measure in zip(axes[0], measures):
         for name, values in scores[measure].items():

@@ -62,7 +62,8 @@ class TrainingOptions:
 class Trainer:
     """Trains one stage. `run` returns the last held-out score."""
 
-    def __init__(self, stage: Stage, train_set: Dataset, validation_set: Dataset, options: TrainingOptions, world: World):
+    def __init__(self, stage: Stage, train_set: Dataset, validation_set: Dataset, options: TrainingOptions,
+                 world: World):
         if len(train_set) < options.batch_size * options.accumulate * world.size:
             raise UserError(f"the training set has {len(train_set)} items, fewer than one step needs "
                             f"({options.batch_size} x {options.accumulate} x {world.size}): lower --batch-size")
@@ -189,7 +190,7 @@ class Trainer:
         self.scaler.scale(weighted / self.options.accumulate).backward()
 
     def _agree(self, values: Mapping[str, float]) -> None:
-        """All processes take the latest clock, stop together, and fail together when any has a loss that is no number."""
+        """All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf."""
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
         clock, stop, failed = distributed.largest(
             [time.monotonic() - self.clock_start, float(self.interrupted), float(bool(bad))], self.world)
@@ -216,7 +217,8 @@ class Trainer:
         self.saved_at, self.saved_step = self.elapsed, self.step
         if not self.world.is_main:
             return
-        self.display.line(f"step {self.step} held-out " + report.join_numbers(self.scores) + (" (best)" if better else ""))
+        mark = " (best)" if better else ""
+        self.display.line(f"step {self.step} held-out {report.join_numbers(self.scores)}{mark}")
         state = self.state()
         self.options.folder.mkdir(parents=True, exist_ok=True)
         checkpoints.save(self.options.folder / "last.pth", state)
@@ -227,7 +229,8 @@ class Trainer:
                 self.writer.add_scalar(f"held_out/{name}", value, self.step)
             with self._evaluating() as networks:
                 rng = step_generator(VALIDATION_KEY, 0)
-                self.writer.add_image("pictures", self.stage.pictures(networks, self._held_out_batches()[0], rng), self.step)
+                pictures = self.stage.pictures(networks, self._held_out_batches()[0], rng)
+            self.writer.add_image("pictures", pictures, self.step)
 
     def validate(self) -> dict[str, float]:
         """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
@@ -247,7 +250,8 @@ class Trainer:
                 raise UserError(f"{count} held-out items are too few for {self.world.size} processes")
             items = Subset(self.validation_set, range(self.world.rank, count, self.world.size))
             self._held_out = [self._to_device(batch) for batch in
-                              DataLoader(items, batch_size=min(self.options.batch_size, 16))]
+                              DataLoader(items, batch_size=min(self.options.batch_size, 16),
+                                         num_workers=self.options.workers, worker_init_fn=start_worker)]
         return self._held_out
 
     @contextlib.contextmanager
@@ -329,7 +333,8 @@ class Trainer:
         workers = self.options.workers
         return DataLoader(dataset, batch_size=self.options.batch_size, sampler=sampler, drop_last=True,
                           num_workers=workers, pin_memory=self.world.device.type == "cuda", worker_init_fn=start_worker,
-                          prefetch_factor=4 if workers else None, generator=torch.Generator().manual_seed(self.options.seed))
+                          prefetch_factor=4 if workers else None,
+                          generator=torch.Generator().manual_seed(self.options.seed))
 
     def _open_writer(self):
         if not self.world.is_main or self.options.log_folder is None:
@@ -394,7 +399,7 @@ def train(settings: Any) -> dict[str, float]:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
         train_set, validation_set = build.build_training_data(settings)
-        trainer = Trainer(build.build_stage(settings), train_set, validation_set, options, world)
+        trainer = Trainer(build.build_stage(settings, train_set), train_set, validation_set, options, world)
         if settings.resume:
             trainer.restore(build.resume_file(settings), update_rate=settings.update_lr)
         if world.is_main:

@@ -1,0 +1,70 @@
+"""From a training checkpoint to the small weight files that completion uses and that the project ships.
+
+    python -m engine.export results/encoder/best.pth checkpoints/encoder.pth
+
+writes the stage's network (the moving average where one was kept) with half-precision kernels, and says how and how
+well it was trained in the file's metadata. Other networks of the stage, such as the encoder's albedo decoder, are
+chosen with --network.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from utils.errors import UserError
+from utils.logging import note, run_script
+
+# Settings that say how a network came about; the others name places on one machine.
+TOLD = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "learning_rate", "optim_options",
+        "scheduler_method", "scheduler_options", "loss_options", "tex_loss", "recon_loss", "is_using_symmetry",
+        "is_using_recon", "use_conf", "ema", "precision", "manual_seed")
+
+
+def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True) -> dict[str, Any]:
+    """Writes one network of a training checkpoint as a weight file; returns its metadata.
+
+    network: "encoder", "albedo_decoder", "occlusion" or "inpainter"; by default the one that the stage is called after.
+    half: store kernels as float16.
+
+    Raises:
+        UserError: the source is no training checkpoint, or has no such network.
+    """
+    from utils import checkpoints
+    state = checkpoints.load(source)
+    if state.get("format") != checkpoints.TRAINING_FORMAT:
+        raise UserError(f"{source}: not a training checkpoint of this project; give a run's best.pth or last.pth")
+    network = network or state["stage"]
+    weights = state["averages"].get(network, state["networks"].get(network))
+    if weights is None:
+        raise UserError(f"{source}: has no {network}; it holds {', '.join(state['networks'])}")
+    metadata = describe(state)
+    checkpoints.save_weights(target, network, weights, metadata, half=half)
+    return metadata
+
+
+def describe(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a weight file says of its training: steps, images, minutes, held-out scores, settings, morphable model."""
+    settings = state["settings"]
+    images = state["step"] * settings.get("batch_size", 0) * settings.get("accumulate", 1)
+    return {**state["metadata"], "steps": state["step"], "images_per_process": images,
+            "minutes": round(state["elapsed"] / 60, 1), "held_out": dict(state["scores"]),
+            "settings": {name: settings[name] for name in TOLD if name in settings}}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="training checkpoint: a run's best.pth or last.pth")
+    parser.add_argument("target", help="weight file to write")
+    parser.add_argument("--network", help="which network (default: the one the stage is called after)")
+    parser.add_argument("--float32", action="store_true", help="keep full precision")
+    options = parser.parse_args(arguments)
+    metadata = export(options.source, options.target, options.network, half=not options.float32)
+    size = Path(options.target).stat().st_size / 2 ** 20
+    note(f"{options.target}: {size:.1f} MB after {metadata['steps']} steps, held out {metadata['held_out']}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,198 @@
+"""Evaluation end to end with small networks: what is written, what is scored, what is refused."""
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings, small_definition
+
+from datasets.masks import MaskFolder, fixed_hole
+from engine import build, evaluation, export
+from engine.evaluation import EvaluationOptions, Evaluator
+from engine.metrics import psnr
+from models.completion import FaceCompletion
+from models.morphable import MorphableModel
+from utils import checkpoints
+from utils.errors import UserError
+from utils.images import read_image, write_image
+
+
+@pytest.fixture(scope="module")
+def completion():
+    torch.manual_seed(0)
+    model = MorphableModel(small_definition())
+    return FaceCompletion(SmallEncoder(), SmallInpainter(), model, SmallOcclusion(), iterations=1).eval()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three crops and the holes of two shapes, and a broken picture."""
+    for index in range(3):
+        picture = SmallFaces(3)[index]["image"].permute(1, 2, 0).numpy()
+        write_image(tmp_path / "crops" / f"photo{index}.png", picture)
+        mask = np.zeros((256, 256), np.uint8)
+        mask[100:180, 60 + 10 * index:150] = 255
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "masks" / f"photo{index}.png"), mask)
+    return tmp_path
+
+
+def run(monkeypatch, completion, **values):
+    monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
+    monkeypatch.setattr(evaluation, "open_lpips", lambda device: (None, "no features"))
+    return evaluation.evaluate(settings(ngpu=0, nthreads=0, log_type="traditional", **values))
+
+
+def test_folder_with_masks(monkeypatch, capsys, completion, photos):
+    """The documented outputs: pictures identical outside the hole, both tables, summary, landmarks, pictures."""
+    out = photos / "out"
+    run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"), mask_dir=str(photos / "masks"),
+        output=str(out), save_landmarks=True)
+    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    assert list(rows[0]) == ["name", "ratio", "psnr", "ssim", "lpips"]
+    assert [row["name"] for row in rows] == ["photo0", "photo1", "photo2"]
+    for row in rows:
+        truth, output = read_image(photos / "crops" / f"{row['name']}.png"), read_image(out / f"{row['name']}.png")
+        hole = cv2.imread(str(photos / "masks" / f"{row['name']}.png"), 0) > 127
+        assert output.shape == (256, 256, 3) and (output[~hole] == truth[~hole]).all()
+        assert (output[hole] != truth[hole]).any()
+        assert float(row["psnr"]) == pytest.approx(psnr(output, truth), abs=1e-5)
+        assert row["lpips"] == ""
+        points = np.loadtxt(out / f"{row['name']}.txt")
+        assert points.shape == (68, 2) and np.isfinite(points).all()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"] == 3 and summary["lpips_missing"] == "no features"
+    assert summary["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]), abs=1e-5)
+    assert set(summary["methods"]) == {"3DFaceFill", "Telea", "Navier-Stokes", "mirrored half"}
+    assert len((out / "baselines.csv").read_text().splitlines()) == 1 + 9
+    assert read_image(out / "curves.png").size and read_image(out / "examples.png").size
+    printed = capsys.readouterr().out
+    assert "average" in printed and "mirrored half" in printed and "LPIPS is not available" in printed
+
+
+def test_unreadable_and_unmasked_images_are_listed_at_the_end(monkeypatch, completion, photos):
+    (photos / "crops" / "broken.png").write_bytes(b"")
+    (photos / "masks" / "photo1.png").unlink()
+    out = photos / "out"
+    with pytest.raises(UserError, match=r"2 of 4 images were skipped.*photo1.*broken") as caught:
+        run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"),
+            mask_dir=str(photos / "masks"), output=str(out))
+    assert "\n" not in str(caught.value)
+    assert [row["name"] for row in csv.DictReader((out / "metrics.csv").open())] == ["photo0", "photo2"]
+
+
+def test_window_resolution(monkeypatch, completion, photos):
+    out = photos / "out"
+    run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"), mask_dir=str(photos / "masks"),
+        output=str(out), resolution=[224, 224])
+    truth = read_image(photos / "crops" / "photo0.png")[16:240, 16:240]
+    hole = cv2.imread(str(photos / "masks" / "photo0.png"), 0)[16:240, 16:240] > 127
+    assert (read_image(out / "photo0.png")[~hole] == truth[~hole]).all()
+
+
+def test_random_holes_are_fixed_by_seed_and_name(tmp_path, completion):
+    """The same holes whatever the order; the ratio is that of hole and labelled face."""
+    class Reversed(SmallFaces):
+        def __getitem__(self, index):
+            return super().__getitem__(self.length - 1 - index)
+
+    found = []
+    for dataset in (SmallFaces(3), Reversed(3)):
+        options = EvaluationOptions(tmp_path, seed=4, save_pictures=False, log_type="traditional")
+        results = Evaluator(dataset, completion, options, None).run()
+        found.append(dict(zip(results.names, zip(results.ratios, results.scores["PSNR"]["Telea"]))))
+    assert found[0] == found[1]
+    face = SmallFaces(3)[1]["labels"].numpy() == 0
+    expected = (fixed_hole(4, "face_1", face) & face).sum() / face.sum()
+    assert found[0]["face_1"][0] == pytest.approx(expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_predicted_occluders_have_no_truth(tmp_path, completion):
+    options = EvaluationOptions(tmp_path, source="occlusion", log_type="traditional")
+    results = Evaluator(SmallFaces(2), completion, options, lambda a, b: 1 / 0).run()
+    assert results.scores["PSNR"]["3DFaceFill"] == [None, None]
+    assert (tmp_path / "face_0.png").exists()
+
+
+def test_lpips_is_used_where_it_is_available(tmp_path, completion):
+    options = EvaluationOptions(tmp_path, save_pictures=False, log_type="traditional")
+    results = Evaluator(SmallFaces(1), completion, options, lambda output, truth: 0.25).run()
+    assert results.scores["LPIPS"]["3DFaceFill"] == [0.25]
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"mask_source": "file"}, "--mask-dir"),
+    ({"mask_source": "random", "mask_dir": "masks"}, "--mask-dir"),
+    ({"mask_dir": "no-such-folder"}, "no-such-folder"),
+    ({"dataset_test": "Faces"}, "--dataroot"),
+    ({"dataset_test": "CelebA", "dataroot": "no-such-folder"}, "no-such-folder"),
+])
+def test_contradictions_and_missing_data(values, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.evaluate(settings(ngpu=0, **values))
+
+
+def test_missing_inpainter_weights_refuse_to_run(photos):
+    """Nothing is completed with random weights."""
+    with pytest.raises(UserError, match=r"nowhere\.pth"):
+        evaluation.evaluate(settings(ngpu=0, dataset_test="Faces", dataroot=str(photos / "crops"),
+                                     recon_ckpt=str(photos / "nowhere.pth"), output=str(photos / "out")))
+    assert not (photos / "out").exists()
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"stage": "encoder", "dataset_train": "CelebA"}, "Synthetic"),
+    ({"stage": "occlusion", "dataset_train": "Faces"}, "CelebAMaskHQ"),
+    ({"stage": "inpainter", "dataset_train": "Faces"}, "--dataroot"),
+])
+def test_data_that_cannot_train_a_stage(values, message):
+    with pytest.raises(UserError, match=message):
+        build.build_training_data(settings(**values))
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    (tmp_path / "last.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match="--resume"):
+        build.run_folder(settings(save_dir=str(tmp_path)))
+    assert build.run_folder(settings(save_dir=str(tmp_path), overwrite=True)) == tmp_path
+
+
+def test_definition_follows_the_encoder():
+    auto = settings()
+    assert build.choose_definition(auto, None) == "builtin"
+    assert build.choose_definition(auto, {"source": "published"}) == build.PUBLISHED_DEFINITION
+    assert build.choose_definition(auto, {"source": "weights", "definition": "my/model"}) == "my/model"
+    assert build.choose_definition(auto, {"source": "training", "metadata": {"definition": "my/model"}}) == "my/model"
+    assert build.choose_definition(settings(definition="other"), {"source": "published"}) == "other"
+
+
+def test_export(tmp_path):
+    """The averaged weights arrive in half precision, with the story of their training."""
+    network = torch.nn.Linear(4, 3)
+    averaged = {key: value + 1 for key, value in network.state_dict().items()}
+    state = {"format": checkpoints.TRAINING_FORMAT, "version": 1, "stage": "occlusion", "step": 10, "elapsed": 120.0,
+             "networks": {"occlusion": network.state_dict()}, "averages": {"occlusion": averaged}, "metadata": {},
+             "scores": {"mean_iou": 0.5}, "settings": {"batch_size": 4, "accumulate": 2, "dataroot": "/private"}}
+    checkpoints.save(tmp_path / "best.pth", state)
+    export.export(tmp_path / "best.pth", tmp_path / "weights.pth")
+    found, metadata = checkpoints.load_weights(tmp_path / "weights.pth", "occlusion")
+    assert torch.allclose(found["weight"], averaged["weight"], atol=1e-3)
+    assert metadata["steps"] == 10 and metadata["images_per_process"] == 80 and metadata["minutes"] == 2
+    assert "dataroot" not in metadata["settings"]
+    with pytest.raises(UserError, match="albedo_decoder"):
+        export.export(tmp_path / "best.pth", tmp_path / "weights.pth", "albedo_decoder")
+    with pytest.raises(UserError, match="not a training checkpoint"):
+        export.export(tmp_path / "weights.pth", tmp_path / "again.pth")
+
+
+def test_masks_beside_another_size(tmp_path, completion):
+    cv2.imwrite(str(tmp_path / "face_0.png"), np.full((64, 64), 255, np.uint8))
+    options = EvaluationOptions(tmp_path / "out", source="file", masks=MaskFolder(tmp_path), log_type="traditional")
+    results = Evaluator(SmallFaces(1), completion, options, None).run()
+    assert results.ratios == [1.0]

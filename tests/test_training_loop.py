@@ -1,0 +1,279 @@
+"""The training loop: exact resuming, limits, not-a-number, averaging over processes, every stage's steps."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings,
+                            small_definition)
+
+from engine.distributed import EpochSampler, World
+from engine.encoder_stage import EncoderStage, Geometry
+from engine.inpainter_stage import InpainterStage
+from engine.occlusion_stage import OcclusionStage
+from engine.optimisation import LearningRate, MovingAverage, build_optimiser
+from engine.training import Trainer, TrainingOptions
+from models.completion import FaceCompletion
+from models.morphable import MorphableModel
+from utils import checkpoints
+from utils.errors import UserError
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def make_stage(name: str, **weights):
+    """A stage with small networks, the same at every call."""
+    torch.manual_seed(1)
+    definition = small_definition()
+    model = MorphableModel(definition)
+    if name == "occlusion":
+        return OcclusionStage(SmallOcclusion(), weights)
+    if name == "encoder":
+        geometry = Geometry(model, definition.coefficient_parity, definition.coefficient_mean,
+                            definition.coefficient_std)
+        return EncoderStage(SmallEncoder(), torch.nn.Identity(), geometry, weights=weights)
+    completion = FaceCompletion(SmallEncoder(), SmallInpainter(), model, iterations=1)
+    return InpainterStage(completion, SmallDiscriminator(), weights, gan_start=1)
+
+
+def make_trainer(folder: Path, stage, faces: int = 10, **options) -> Trainer:
+    options = {"batch_size": 2, "checkpoint_minutes": 1e9, "epochs": 100, "bar": False, "ema": 0.9, "seed": 3,
+               **options}
+    return Trainer(stage, SmallFaces(faces), SmallFaces(2), TrainingOptions(folder, **options), ALONE)
+
+
+def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state, found = trainer.state(), {}
+
+    def collect(prefix, value):
+        if isinstance(value, torch.Tensor):
+            found[prefix] = value
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                collect(f"{prefix}/{key}", part)
+
+    for group in ("networks", "critics", "averages", "optimisers"):
+        collect(group, state[group])
+    return found
+
+
+@pytest.mark.parametrize("stage", ["encoder", "occlusion", "inpainter"])
+def test_resuming_equals_not_stopping(tmp_path, stage):
+    """Seven steps in one go, or three, a new process' objects, and four more (over an epoch's end): the same bits."""
+    schedule = {"accumulate": 2, "max_steps": 7, "scheduler_method": "CosineAnnealingLR"}
+    whole = make_trainer(tmp_path / "whole", make_stage(stage), **schedule)
+    whole.run()
+    first = make_trainer(tmp_path / "parts", make_stage(stage), **schedule)
+    original = first._train_step
+
+    def stop_after_three(batches):
+        original(batches)
+        first.interrupted = first.step == 2
+
+    first._train_step = stop_after_three
+    first.run()
+    assert first.step == 3
+    torch.manual_seed(99)
+    second = make_trainer(tmp_path / "parts", make_stage(stage), **schedule)
+    second.restore(tmp_path / "parts" / "last.pth")
+    second.run()
+    assert (second.step, second.epoch, second.position) == (whole.step, whole.epoch, whole.position) == (7, 3, 2)
+    expected, found = all_tensors(whole), all_tensors(second)
+    assert expected.keys() == found.keys() and len(expected) > 8
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert second.scores == whole.scores
+
+
+def test_training_changes_trained_networks_only(tmp_path):
+    stage = make_stage("inpainter", gan=1.0)
+    frozen = {key: value.clone() for key, value in stage.completion.encoder.state_dict().items()}
+    before = {key: value.clone() for key, value in stage.networks["inpainter"].state_dict().items()}
+    discriminator = stage.critics["discriminator"]
+    critic = {key: value.clone() for key, value in discriminator.state_dict().items()}
+    make_trainer(tmp_path, stage, max_steps=3, learning_rate=1e-2).run()
+    assert all(torch.equal(value, stage.completion.encoder.state_dict()[key]) for key, value in frozen.items())
+    assert all(not torch.equal(value, stage.networks["inpainter"].state_dict()[key]) for key, value in before.items())
+    assert any(not torch.equal(value, discriminator.state_dict()[key]) for key, value in critic.items())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("stage", ["encoder", "occlusion", "inpainter"])
+def test_batches_of_one_and_three(tmp_path, stage, count):
+    trainer = make_trainer(tmp_path, make_stage(stage), batch_size=count, max_steps=2)
+    trainer.run()
+    assert all(np.isfinite(value) for value in trainer.scores.values())
+
+
+def test_loss_falls(tmp_path):
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), learning_rate=2e-2, max_steps=40, ema=0.0)
+    before = trainer.validate()["mean_iou"]
+    trainer.run()
+    assert trainer.scores["mean_iou"] > before + 0.02
+
+
+def test_encoder_sees_the_masked_image_and_hidden_pixels_do_not_matter(tmp_path):
+    """Changing pixels inside the hole changes neither the encoder's nor the inpainter's input."""
+    stage = make_stage("inpainter")
+    seen = []
+    stage.completion.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    batch = {key: torch.stack([SmallFaces(2)[index][key] for index in range(2)]) for key in ("image", "labels")}
+    image, face, hole, _ = stage._examples(batch, np.random.default_rng(0), torch.no_grad)
+    assert hole.any()
+    factors = [stage.completion.factor(torch.where(hole, value, image), hole) for value in (-1.0, 1.0)]
+    assert torch.equal(seen[0], seen[1]) and (seen[0][hole[..., 16:240, 16:240].expand_as(seen[0])] == 0).all()
+    assert torch.equal(factors[0].albedo_in, factors[1].albedo_in)
+    stage.losses(batch, np.random.default_rng(0), torch.no_grad, 0)
+    inside = hole[..., 16:240, 16:240].expand_as(seen[2])
+    assert (seen[2][inside] == 0).all()
+
+
+def test_not_a_number_stops_with_step_and_loss(tmp_path):
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=5)
+    losses = trainer.stage.losses
+
+    def broken(batch, rng, autocast, step):
+        values, context = losses(batch, rng, autocast, step)
+        return ({**values, "dice": values["dice"] * float("nan")} if step == 2 else values), context
+
+    trainer.stage.losses = broken
+    with pytest.raises(UserError, match=r"'dice' is nan at step 2"):
+        trainer.run()
+    assert all(torch.isfinite(value).all() for value in trainer.stage.networks["occlusion"].state_dict().values())
+
+
+def test_interrupt_saves(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=50)
+    original = trainer._train_step
+
+    def with_signal(batches):
+        original(batches)
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._train_step = with_signal
+    trainer.run()
+    state = checkpoints.load(tmp_path / "last.pth")
+    assert state["step"] == trainer.step < 50
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_limits(tmp_path):
+    trainer = make_trainer(tmp_path / "a", make_stage("occlusion"), epochs=2)
+    trainer.run()
+    assert (trainer.epoch, trainer.step) == (2, 10)
+    trainer = make_trainer(tmp_path / "b", make_stage("occlusion"), max_minutes=0.0)
+    trainer.run()
+    assert trainer.step == 0
+
+
+def test_best_is_chosen_on_held_out_data(tmp_path):
+    """best.pth keeps the checkpoint of the best score, also after worse ones and after a resume."""
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), checkpoint_minutes=0.0, max_steps=4)
+    scores = iter([0.5, 0.9, 0.7, 0.6, 0.1])
+    trainer.stage.score = lambda statistics: {"mean_iou": next(scores)}
+    trainer.run()
+    assert checkpoints.load(tmp_path / "best.pth")["step"] == 2
+    assert checkpoints.load(tmp_path / "last.pth")["best"] == 0.9
+
+
+def test_checkpoint_of_another_stage_or_file_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=1)
+    trainer.run()
+    with pytest.raises(UserError, match="not of --stage encoder"):
+        make_trainer(tmp_path, make_stage("encoder")).restore(tmp_path / "last.pth")
+    checkpoints.save(tmp_path / "foreign.pth", {"state_dict": {}})
+    with pytest.raises(UserError, match="not a training checkpoint"):
+        trainer.restore(tmp_path / "foreign.pth")
+
+
+def test_too_few_images_for_a_batch(tmp_path):
+    with pytest.raises(UserError, match="--batch-size"):
+        make_trainer(tmp_path, make_stage("occlusion"), faces=3, batch_size=4)
+
+
+def test_sampler_resumes_and_covers():
+    sampler = EpochSampler(11, ALONE, seed=1)
+    sampler.begin(4)
+    whole = list(sampler)
+    assert sorted(whole) == list(range(11))
+    sampler.begin(4, skip=6)
+    assert list(sampler) == whole[6:] and len(sampler) == 5
+    sampler.begin(5)
+    assert list(sampler) != whole
+    shares = []
+    for rank in range(3):
+        share = EpochSampler(11, World(rank, 3, torch.device("cpu")), seed=1)
+        share.begin(4)
+        shares.append(list(share))
+    assert {len(share) for share in shares} == {4} and set(sum(shares, [])) == set(range(11))
+
+
+def test_learning_rates():
+    published = LearningRate("ExponentialLR", {"gamma": 0.98})
+    assert published.factor(1e-4, 5, 0, 0.0) == 1
+    assert published.factor(1e-4, 5, 10, 0.0) == pytest.approx(0.98 ** 10)
+    assert 1e-4 * published.factor(1e-4, 5, 499, 0.0) == pytest.approx(1e-7)
+    cosine = LearningRate("CosineAnnealingLR", {"gamma": 0.98, "warmup": 10, "floor": 0.0})
+    assert cosine.factor(1e-4, 0, 0, 0.0) == pytest.approx(0.1)
+    assert cosine.factor(1e-4, 100, 0, 0.5) == pytest.approx(0.5)
+    assert cosine.factor(1e-4, 100, 0, 1.0) == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(UserError, match="decay"):
+        LearningRate("CosineAnnealingLR", {"decay": 1})
+
+
+def test_published_optimiser():
+    optimiser = build_optimiser("Adam", {}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+    assert optimiser.defaults["betas"] == (0.5, 0.999) and optimiser.defaults["weight_decay"] == 4e-5
+    with pytest.raises(UserError, match="optim-options"):
+        build_optimiser("Adam", {"momentum": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+
+
+def test_moving_average():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = MovingAverage({"layer": layer}, 0.5)
+    torch.nn.init.ones_(layer.weight)
+    average.update({"layer": layer}, 0)
+    assert average.networks["layer"].weight.item() == pytest.approx(0.9)
+    average.update({"layer": layer}, 100)
+    assert average.networks["layer"].weight.item() == pytest.approx(0.95)
+
+
+WORKER = """
+import sys, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from engine import distributed
+from engine_samples import SmallFaces
+from test_training_loop import make_stage
+from engine.training import Trainer, TrainingOptions
+world = distributed.join(torch.device("cpu"))
+options = TrainingOptions(Path({folder!r}), batch_size=1, max_steps=4, bar=False, seed=3, optim_method="SGD",
+                          scheduler_method="Constant", learning_rate=1e-2)
+trainer = Trainer(make_stage("encoder"), SmallFaces(10), SmallFaces(4), options, world)
+trainer.run()
+torch.save(trainer.stage.networks["encoder"].state_dict(), Path({folder!r}) / f"rank{{world.rank}}.pth")
+distributed.leave(world)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path):
+    """torchrun with two CPU processes: both end with the same weights, and one writes the checkpoint."""
+    tests = Path(__file__).parent
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(root=str(tests.parent), tests=str(tests), folder=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert checkpoints.load(tmp_path / "last.pth")["step"] == 4

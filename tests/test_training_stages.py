@@ -1,0 +1,120 @@
+"""Augmentation moves image and ground truth together; the stages' losses and measures on known cases."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine_samples import SmallEncoder, SmallFaces, small_definition
+
+from engine.augmentation import CENTRE, Similarity
+from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
+from engine.occlusion_stage import OcclusionStage, balanced_cross_entropy, boundary, dice_loss
+from models.lighting import shade
+from models.morphable import MorphableModel
+from models.renderer import rotation
+
+
+@pytest.fixture(scope="module")
+def geometry():
+    definition = small_definition()
+    return Geometry(MorphableModel(definition), definition.coefficient_parity, definition.coefficient_mean,
+                    definition.coefficient_std)
+
+
+def drawn(count: int = 4) -> Similarity:
+    change = Similarity.draw(np.random.default_rng(1), count, torch.device("cpu"), zoom=0.1, angle=0.2, shift=6.0)
+    change.mirror = torch.arange(count) % 2 == 0
+    return change
+
+
+def test_points_of_the_head_stay_on_their_pixels(geometry):
+    """A dot drawn where a landmark is projected is found, after the change, where the changed truth projects it."""
+    change = drawn()
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.randn(4, 228, generator=generator)
+    pose = torch.cat([0.1 * torch.randn(4, 3, generator=generator), torch.zeros(4, 2)], 1)
+    turn, scale, translation = rotation(pose), torch.full((4,), 6e-4), torch.full((4, 2), 112.0)
+    moved_shape = torch.where(change.mirror[:, None], shape * geometry.parity + geometry.offset, shape)
+    place, _ = geometry.project(geometry.head(shape)[:, :68], turn, scale, translation)
+    moved, _ = geometry.project(geometry.head(moved_shape)[:, :68], *change.pose(turn, scale, translation))
+    for face, landmark in ((0, 30), (1, 30), (2, 11), (3, 50)):
+        x, y = place[face, landmark]
+        rows, columns = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+        dot = torch.exp(-((columns - 16 - x) ** 2 + (223 - (rows - 16) - y) ** 2) / 18)
+        alone = Similarity(*(getattr(change, name)[face:face + 1] for name in ("zoom", "angle", "shift", "mirror")))
+        picture = alone.warp(dot[None, None])[0, 0]
+        row, column = divmod(int(picture.argmax()), 224)
+        # The mirrored head has the landmark's mirror vertex at this place.
+        if change.mirror[face]:
+            moved[face] = mirrored_landmarks(geometry, moved_shape, change.pose(turn, scale, translation))[face]
+        assert abs(moved[face, landmark, 0] - column) < 1 and abs(moved[face, landmark, 1] - (223 - row)) < 1
+
+
+def mirrored_landmarks(geometry, shape, pose):
+    """The landmarks' mirror vertices on mirrored heads, projected."""
+    definition = small_definition()
+    vertices = MorphableModel(definition).vertices(shape)[:, definition.mirror_vertices[definition.landmarks]]
+    return geometry.project(vertices, *pose)[0]
+
+
+def test_light_turns_with_the_picture():
+    """The shade of a turned or mirrored normal under the changed light is the old shade."""
+    change, generator = drawn(), torch.Generator().manual_seed(3)
+    normals = torch.nn.functional.normalize(torch.randn(4, 20, 3, generator=generator), dim=-1)
+    light = torch.randn(4, 27, generator=generator)
+    moved = torch.where(change.mirror[:, None, None], normals * torch.tensor([-1.0, 1, 1]), normals)
+    moved = moved @ change.rotation().transpose(1, 2)
+    assert torch.allclose(shade(moved, change.light(light)), shade(normals, light), atol=1e-5)
+
+
+def test_no_change_is_the_centre_window():
+    nothing = Similarity(torch.ones(1), torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, dtype=torch.bool))
+    crop = torch.rand(1, 3, 256, 256)
+    assert torch.allclose(nothing.warp(crop), crop[..., 16:240, 16:240], atol=1e-4)
+    assert CENTRE == 111.5
+
+
+def test_true_outputs_have_no_loss(geometry):
+    """The encoder's losses vanish at the ground truth, so nothing pulls it away from there."""
+    stage = EncoderStage(SmallEncoder(), torch.nn.Identity(), geometry)
+    items = [SmallFaces(2)[index] for index in range(2)]
+    truth = {key: torch.stack([item[key] for item in items]) for key in ("shape", "scale", "pose", "light")}
+    code = SmallEncoder()(torch.zeros(2, 3, 224, 224))._replace(**truth)
+    truth.update(rotation=rotation(truth["pose"]), translation=0.5 * (truth["pose"][:, 3:] + 1) * 224)
+    assert all(float(value) == pytest.approx(0, abs=1e-4) for value in stage._geometry_losses(code, truth).values())
+
+
+def test_landmark_error_by_hand():
+    truth = torch.zeros(1, 68, 2)
+    truth[0, 45, 0] = 50.0  # the outer eyes are 50 px apart
+    assert float(landmark_error(truth + torch.tensor([3.0, 4.0]), truth)) == pytest.approx(10.0)
+
+
+def test_training_holes_keep_to_their_kind():
+    face, occluder = np.zeros((2, 224, 224), bool)
+    face[60:160, 60:160], occluder[0:20] = True, True
+    regions = np.broadcast_to(np.stack([face, occluder]), (60, 2, 224, 224))
+    holes = training_holes(np.random.default_rng(0), regions)[:, 0].numpy()
+    empty = [not hole.any() for hole in holes]
+    on_face = [hole.any() and not (hole & ~face).any() for hole in holes]
+    assert 10 < sum(empty) < 40 and sum(on_face) > 8
+    assert any((hole == occluder).all() for hole in holes)
+
+
+def test_perfect_and_wrong_segmentation():
+    labels = torch.randint(0, 3, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    right = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float() * 40 - 20
+    assert float(balanced_cross_entropy(right, labels)) < 1e-6 and float(dice_loss(right, labels)) < 1e-3
+    assert float(balanced_cross_entropy(-right, labels)) > 10 and float(dice_loss(-right, labels)) > 0.5
+    square = torch.zeros(1, 32, 32, dtype=torch.long)
+    square[:, 10:20, 10:20] = 1
+    edge = boundary(square)[0]
+    assert edge[10, 15] == 1 and edge[7, 15] == 1 and edge[6, 15] == 0 and edge[15, 15] == 0
+
+
+def test_mean_iou_by_hand():
+    """Class 0: 8 right, 2 missed; class 1: 4 right, 2 false alarms; class 2 absent and not counted."""
+    stage = OcclusionStage(torch.nn.Identity())
+    scores = stage.score(torch.tensor([8.0, 2, 0, 0, 4, 0, 0, 0, 0]))
+    assert scores["mean_iou"] == pytest.approx((8 / 10 + 4 / 6) / 2)
