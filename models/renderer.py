@@ -19,7 +19,8 @@ from models import lighting
 from models.morphable import UV_HEIGHT, UV_WIDTH, MorphableModel
 
 WINDOW_SIZE = 224  # pixels; the pose's translation is relative to this window
-VISIBILITY_TOLERANCE = 1500.0  # micrometres of depth by which a texel may disagree with the z-buffer
+VISIBILITY_TOLERANCE = 1000.0  # micrometres of depth by which a texel facing the camera may disagree with the z-buffer
+STEEPEST = 0.25  # normal_z below which the tolerance, which grows with the surface's slope, grows no more
 NEGLIGIBLE_WEIGHT = 1e-3  # a pixel with less weight in a bilinear sample does not decide about its visibility
 
 
@@ -103,7 +104,7 @@ class Renderer(nn.Module):
         buffer("textured", self._find_textured())
 
     def _find_textured(self) -> torch.Tensor:
-        """Triangles whose centre the UV map shows at the centre of their vertex_uv, within the triangle's own size."""
+        """Triangles whose centre the UV map shows at the centre of their vertex_uv, give or take some texels."""
         triangles, mean = self.morphable.triangles, self.morphable.mean
         corners, uv_corners = mean[triangles], self.morphable.vertex_uv[triangles]
         size = (corners - corners.roll(1, dims=1)).norm(dim=-1).amax(dim=1)
@@ -112,7 +113,7 @@ class Renderer(nn.Module):
         shown = texel_positions.flatten(1).T[self.nearest_texel].reshape(UV_HEIGHT, UV_WIDTH, 3)[row, column]
         texel_size = (texel_positions[:, :, 1:] - texel_positions[:, :, :-1]).norm(dim=0)
         texel_size = texel_size[self.uv_mask[:, 1:] & self.uv_mask[:, :-1]].median()
-        return (shown - corners.mean(dim=1)).norm(dim=-1) <= size + 3 * texel_size
+        return (shown - corners.mean(dim=1)).norm(dim=-1) <= size / 4 + 3 * texel_size
 
     def to_uv(self, attributes: torch.Tensor) -> torch.Tensor:
         """Interpolate vertex attributes (B, V, C) to the UV map (B, C, 192, 256), 0 outside the face."""
@@ -151,13 +152,14 @@ class Renderer(nn.Module):
         positions (B, V, 3) and their raster; normals (B, 3, 192, 256) from :meth:`uv_normals`. A texel is visible if
         its normal faces the camera, it lies inside the image, and every pixel that its bilinear sample uses shows the
         surface at the texel's depth: the plane of the pixel's triangle, continued to the texel's position, agrees
-        within VISIBILITY_TOLERANCE. So neither self-occluded texels nor those on an outline, whose sample is mixed with
+        within VISIBILITY_TOLERANCE / normal_z. So neither self-occluded texels nor those on an outline, whose sample is mixed with
         what lies behind, are visible.
         """
         height, width = raster.mask.shape[1:]
         rows, columns, depth = self.to_uv(positions).unbind(1)
         visible = self.uv_mask & (normals[:, 2] > 0)
         visible = visible & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
+        tolerance = VISIBILITY_TOLERANCE / normals[:, 2].clamp(min=STEEPEST)
         planes = self._planes(positions, raster)
         batch = torch.arange(len(positions), device=positions.device)[:, None, None]
         for pixel_row in (rows.floor(), rows.floor() + 1):
@@ -167,7 +169,7 @@ class Renderer(nn.Module):
                 at_row, at_column = pixel_row.long().clamp(0, height - 1), pixel_column.long().clamp(0, width - 1)
                 pixel_depth, per_row, per_column = planes[batch, at_row, at_column].unbind(-1)
                 surface = pixel_depth + per_row * down + per_column * right
-                agrees = (surface - depth).abs() <= VISIBILITY_TOLERANCE  # false where the pixel is empty
+                agrees = (surface - depth).abs() <= tolerance  # false where the pixel is empty
                 visible = visible & (agrees | (weight <= NEGLIGIBLE_WEIGHT))
         return visible[:, None]
 
