@@ -79,6 +79,8 @@ def _from_flax(content: object, network: str, source: str) -> Kernels:
 
     collect(content)
     try:
+        if len(found) != len(CONVOLUTIONS[network]):
+            raise KeyError(f"{len(found)} convolutions")
         layers = [found[f"Conv_{index}"] for index in range(len(CONVOLUTIONS[network]))]
         return [(torch.from_numpy(np.array(layer["kernel"], np.float32).transpose(3, 2, 0, 1).copy()),
                  torch.from_numpy(np.array(layer["bias"], np.float32))) for layer in layers]

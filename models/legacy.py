@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -204,8 +205,13 @@ def convert(name: str, state: Mapping[str, object], network: nn.Module | None = 
     converted = {}
     for old, new in KEYS[name].items():
         if isinstance(new, str):
-            converted[new] = torch.as_tensor(state[old]).detach().to("cpu", ours[new].dtype, copy=True)
+            converted[new] = _tensor(state[old]).to("cpu", ours[new].dtype)
     return converted
+
+
+def _tensor(value: object) -> torch.Tensor:
+    """A copy of a tensor or numpy array."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
 
 
 def build(name: str, state: Mapping[str, object]) -> nn.Module:
