@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -27,6 +28,7 @@ from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, r
 from engine.stage import Stage
 from utils import checkpoints
 from utils.errors import UserError
+from utils.logging import note
 
 VERSION = 1
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
@@ -79,6 +81,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.precision == "fp16")
         self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
         self.step = self.epoch = self.position = 0
+        self.saved_step = -1  # the step that last.pth holds
         self.elapsed = 0.0
         self.best: float | None = None
         self.scores: dict[str, float] = {}
@@ -103,10 +106,8 @@ class Trainer:
         if self.writer:
             self.writer.close()
         if self.interrupted and self.world.is_main:
-            print(f"stopped at step {self.step}; continue with --resume {self.options.folder / 'last.pth'}")
+            note(f"stopped at step {self.step}; continue with --resume {self.options.folder / 'last.pth'}")
         return self.scores
-
-    saved_step = -1  # the step that last.pth holds
 
     def _finished(self) -> bool:
         o = self.options
@@ -368,8 +369,9 @@ class Trainer:
 
 
 def start_worker(index: int) -> None:
-    """A data worker uses one thread, and leaves Ctrl-C to the main process."""
+    """A data worker uses one thread (pools of threads do not survive a fork), and leaves Ctrl-C to the main process."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -405,8 +407,8 @@ def train(settings: Any) -> dict[str, float]:
         if world.is_main:
             options.folder.mkdir(parents=True, exist_ok=True)
             settings.write(options.folder / "args.txt")
-            print(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
-                  f"{options.precision} on {world.device}; run folder {options.folder}")
+            note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
+                 f"{options.precision} on {world.device}; run folder {options.folder}")
         return trainer.run()
     finally:
         distributed.leave(world)
