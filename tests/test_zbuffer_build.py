@@ -1,0 +1,122 @@
+"""Getting the compiled units: on first use, by several processes at once, installed, and not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_zbuffer_rasterize import HAS_CPU_UNIT
+
+from zbuffer import build, native
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_compiler = pytest.mark.skipif(not HAS_CPU_UNIT, reason="no C++ compiler")
+
+DRAW = """
+import torch, zbuffer
+raster = zbuffer.rasterize(torch.tensor([[[0., 0, 1], [0, 4, 5], [4, 0, 9]]]), torch.tensor([[0, 1, 2]]), (5, 6))
+zbuffer.rasterize(torch.zeros(1, 0, 3), torch.zeros(0, 3, dtype=torch.int64), (2, 2))
+print(int(raster.mask.sum()))
+"""
+
+
+def start(code, cache, root=ROOT, **environment):
+    """A fresh interpreter that runs CODE from ROOT, sees no installed zbuffer, and compiles into CACHE."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "ZBUFFER_CACHE": str(cache), **environment}
+    hide = "import sys; sys.modules['zbuffer_native'] = None\n" if root == ROOT else ""
+    return subprocess.Popen([sys.executable, "-c", hide + code], cwd=root, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@needs_compiler
+def test_several_processes_compile_once_and_agree(tmp_path):
+    processes = [start(DRAW, tmp_path) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [output for output, _ in outputs] == ["10\n"] * 2, outputs
+    assert sum("compiling the cpu rasterizer" in errors for _, errors in outputs) == 1
+    assert [path.name for path in tmp_path.glob("*.so")] == [native.library_name("cpu")]
+
+
+def test_without_a_compiler_the_reference_answers_after_one_warning(tmp_path):
+    output, errors = start(DRAW, tmp_path, CXX="no-such-compiler").communicate()
+    assert output == "10\n", errors
+    assert errors.count("RuntimeWarning") == 1
+    assert "PyTorch reference" in errors and "no C++ compiler was found (no-such-compiler)" in errors
+
+
+def test_insisting_on_a_backend_that_cannot_be_built_is_an_error(tmp_path):
+    code = DRAW.replace("(5, 6))", "(5, 6), backend='cpu')")
+    process = start(code, tmp_path, CXX="no-such-compiler")
+    assert "BuildError: no C++ compiler was found" in process.communicate()[1]
+    assert process.returncode != 0
+
+
+@needs_compiler
+def test_sources_that_do_not_compile_are_reported(tmp_path, monkeypatch):
+    (tmp_path / "triangle.h").write_text("this is no C++\n")
+    (tmp_path / "zbuffer_cpu.cpp").write_text('#include "triangle.h"\n')
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    with pytest.raises(native.BuildError, match="failed on zbuffer_cpu.cpp"):
+        native.build("cpu", tmp_path)
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_changed_sources_or_options_mean_another_library(tmp_path, monkeypatch):
+    names = {native.library_name("cpu")}
+    monkeypatch.setattr(native, "CPU_OPTIONS", [*native.CPU_OPTIONS, "-g"])
+    names.add(native.library_name("cpu"))
+    for name in native.UNITS["cpu"]:
+        (tmp_path / name).write_bytes((native.SOURCES / name).read_bytes() + b"\n")
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    names.add(native.library_name("cpu"))
+    assert len(names) == 3
+
+
+def test_architectures_are_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a 12.0+PTX")
+    assert native.architectures() == ["8.0", "9.0a", "12.0+PTX"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere")
+    with pytest.raises(native.BuildError, match="write versions like 8.0"):
+        native.architectures()
+
+
+def test_check_skips_without_cuda(monkeypatch, capsys):
+    monkeypatch.setenv("ZBUFFER_CUDA", "0")
+    assert build.main(["--cuda"]) == 0
+    assert "skipped" in capsys.readouterr().out
+
+
+@needs_compiler
+def test_check_compiles_and_fails_loudly(tmp_path, monkeypatch, capsys):
+    assert build.main(["--output", str(tmp_path)]) == 0
+    assert "compiled and linked" in capsys.readouterr().out
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.main([]) == 1
+    assert "error: no C++ compiler" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("way", ["setup.py install", "pip install"])
+def test_installed_libraries_are_used_from_the_repository_root(tmp_path, way):
+    """Installs into an environment of its own; the program then needs no compiler, in the root and elsewhere."""
+    sources = tmp_path / "zbuffer"
+    subprocess.run(["cp", "-r", str(ROOT / "zbuffer"), str(sources)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    ours = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "parent.pth").write_text("\n".join(ours) + "\n")
+    command = {"setup.py install": ["setup.py", "install"],
+               "pip install": ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "."]}[way]
+    subprocess.run([python, *command], cwd=sources, check=True, capture_output=True)
+    find = "from zbuffer import native; print(native.find_or_build('cpu'))"
+    for folder, path in ((ROOT, str(ROOT)), (tmp_path / "venv", "")):
+        environment = {**os.environ, "CXX": "no-such-compiler", "ZBUFFER_CACHE": str(tmp_path), "PYTHONPATH": path}
+        run = subprocess.run([python, "-W", "error::RuntimeWarning", "-c", DRAW + find], cwd=folder, env=environment,
+                             capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("10\n") and "zbuffer_native" in run.stdout
