@@ -163,6 +163,7 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self.features(true_image)
         for found, target in zip(self.features(image), wanted, strict=True):
-            weight = None if mask is None else F.adaptive_avg_pool2d(mask.to(found.dtype), found.shape[-2:])
-            losses.append(weighted_mean((found - target).abs(), weight))
+            weight = None if mask is None else F.adaptive_avg_pool2d(mask.float(), found.shape[-2:])
+            # Under autocast the features are half precision; their average over a whole map must not be.
+            losses.append(weighted_mean((found - target).abs().float(), weight))
         return torch.stack(losses).mean()

@@ -132,7 +132,8 @@ def outputs(name: str, net: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """(key of models.npz, full output) for all stored outputs of a network."""
     if name == "Encoder":
         code = net(_image("in/Encoder/64", 2, 3, 64, 64))
-        return [(f"Encoder/64/{key}", value) for key, value in zip(("shape", "tex", "conf", "scale", "pose", "il"), code)]
+        keys = ("shape", "tex", "conf", "scale", "pose", "il")
+        return [(f"Encoder/64/{key}", value) for key, value in zip(keys, code, strict=True)]
     if name.endswith("Decoder"):
         return [(f"{name}/a/out", net(0.5 * torch.from_numpy(normal(f"in/{name}", (2, 512)))))]
     if name == "UnetSeg":

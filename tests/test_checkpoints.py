@@ -31,7 +31,8 @@ def _error(action, *arguments) -> str:
 
 def test_round_trip_makes_folders(tmp_path):
     path = tmp_path / "new" / "folder" / "a.pth"
-    content = {"epoch": 3, "networks": {"encoder": {"weight": torch.randn(3, 4)}}, "settings": {"lr": 1e-4, "x": [1, None]}}
+    content = {"epoch": 3, "networks": {"encoder": {"weight": torch.randn(3, 4)}},
+               "settings": {"lr": 1e-4, "x": [1, None]}}
     checkpoints.save(path, content)
     loaded = checkpoints.load(path)
     assert loaded["settings"] == content["settings"] and loaded["epoch"] == 3
@@ -115,7 +116,8 @@ def test_other_content_than_a_dictionary(tmp_path):
 
 
 def test_weight_files_halve_kernels_and_keep_vectors(tmp_path):
-    state = {"weight": torch.randn(4, 3), "u": torch.randn(4) * 1e-6, "count": torch.tensor(7), "big": torch.full((2, 2), 1e6)}
+    state = {"weight": torch.randn(4, 3), "u": torch.randn(4) * 1e-6, "count": torch.tensor(7),
+             "big": torch.full((2, 2), 1e6)}
     path = tmp_path / "encoder.pth"
     checkpoints.save_weights(path, "encoder", state, {"steps": 5, "name": "x"})
     stored = checkpoints.load(path)["state"]
@@ -145,7 +147,8 @@ def test_weight_files_of_another_network_version_or_kind(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     path = tmp_path / "a.pth"
-    assert "not finite" in _error(checkpoints.save_weights, path, "encoder", {"w": torch.tensor([[1.0, float("nan")]])}, {})
+    state = {"weight": torch.tensor([[1.0, float("nan")]])}
+    assert "not finite" in _error(checkpoints.save_weights, path, "encoder", state, {})
     assert not path.exists()
 
 

@@ -169,10 +169,10 @@ def test_perceptual_loss_compares_features_and_reaches_the_image(tmp_path):
     truth, image = torch.rand(1, 3, 16, 16) * 2 - 1, (torch.rand(1, 3, 16, 16) * 2 - 1).requires_grad_()
     loss = perceptual(image, truth)
     loss.backward()
-    assert float(loss) > 0 and (image.grad != 0).any()
+    assert loss.item() > 0 and (image.grad != 0).any()
     assert float(perceptual(truth, truth)) == 0
     assert not any(parameter.requires_grad for parameter in perceptual.parameters())
-    assert float(perceptual(image, truth, torch.zeros(1, 1, 16, 16))) == 0
+    assert perceptual(image, truth, torch.zeros(1, 1, 16, 16)).item() == 0
     assert [tuple(value.shape[1:]) for value in features(truth)] == [(64, 16, 16), (128, 8, 8), (256, 4, 4)]
 
 
