@@ -1,0 +1,300 @@
+"""Completing one's own photos, from the command line to the pictures, with stand-ins for the trained networks.
+
+The way through the real FaceCompletion is taken once; the other tests have a quick one that fills holes with blue.
+"""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test_my
+from datasets.alignment import Alignment
+from datasets.detection import DetectedFace, Detector
+from datasets.faces import astronaut
+from engine.photo import PhotoCompleter
+from face_samples import StandInEncoder, StandInInpainter, StandInOcclusion, morphable
+from models.completion import FaceCompletion
+from models.occlusion import OCCLUSION
+from utils.errors import UserError
+from utils.images import read_image, read_mask, write_image
+from utils.logging import run_script
+
+PICTURES = {"original.png", "input.png", "mask.png", "output.png", "complete_output.png", "texture_in.png",
+            "texture_out.png", "overview.jpg"}
+RED = (255, 0, 0)  # an occluder to the stand-in
+
+
+class QuickCompletion:
+    """Fills holes with blue; the fields of `models.completion.Completion` that photos need."""
+
+    occlusion = StandInOcclusion()
+
+    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+        return self.occlusion(image)[:, OCCLUSION:OCCLUSION + 1] > 0.5
+
+    def __call__(self, image: torch.Tensor, hole: torch.Tensor) -> SimpleNamespace:
+        blue = torch.tensor([-1.0, -1.0, 1.0])[None, :, None, None]
+        uv = torch.zeros(1, 3, 192, 256)
+        return SimpleNamespace(output=torch.where(hole, blue, image), albedo_in=uv, uv_shade=uv + 1, texture_out=uv,
+                               uv_visible=uv[:, :1] > 0, landmarks=torch.zeros(1, 68, 2))
+
+
+class RememberingDetector:
+    """The real detector, asked once per picture; a picture of one colour has no face."""
+
+    def __init__(self) -> None:
+        self.detector, self.known = Detector(), {}
+
+    def detect(self, image: np.ndarray, name: str = "") -> list[DetectedFace]:
+        if image.min() == image.max():
+            raise UserError(f"no face found in {name}")
+        key = image.tobytes()
+        if key not in self.known:
+            self.known[key] = self.detector.detect(image, name)
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return RememberingDetector()
+
+
+@pytest.fixture(scope="module")
+def portrait(detector):
+    """(photo without occluder, its face)."""
+    photo = astronaut()
+    return photo, detector.detect(photo)[0]
+
+
+@pytest.fixture
+def occluded(portrait):
+    """The photo with a red bar over the mouth."""
+    photo, face = portrait
+    photo = photo.copy()
+    x, y = face.landmarks[3:].mean(axis=0).round().astype(int)
+    photo[y - 12:y + 12, x - 25:x + 25] = RED
+    return photo
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, detector):
+    """Runs the script in an empty folder with the quick completion; returns its exit status."""
+    from engine import build
+    monkeypatch.setattr(build, "build_completion", lambda settings, device=None: QuickCompletion())
+    monkeypatch.setattr("datasets.detection.Detector", lambda: detector)
+    monkeypatch.chdir(tmp_path)
+    return lambda *argv: run_script(test_my.main, ["--ngpu", "0", *argv])
+
+
+@pytest.fixture
+def run_really(monkeypatch, run):
+    """As `run`, with the real FaceCompletion around stand-in networks."""
+    from engine import build
+    completion = FaceCompletion(StandInEncoder(), StandInInpainter(), morphable(), StandInOcclusion(), iterations=1).eval()
+    monkeypatch.setattr(build, "build_completion", lambda settings, device=None: completion)
+    return run
+
+
+def results(folder) -> dict[str, np.ndarray]:
+    return {path.stem: np.asarray(Image.open(path)) for path in folder.iterdir()}
+
+
+def test_occluder_is_found_and_replaced_in_the_full_photo(run_really, tmp_path, occluded, capsys):
+    write_image(tmp_path / "bar.png", occluded)
+    assert run_really("--image", "bar.png") == 0
+    assert {path.name for path in (tmp_path / "output/bar").iterdir()} == PICTURES
+    found = results(tmp_path / "output/bar")
+    hole = found["mask"] > 0
+    assert set(np.unique(found["mask"])) == {0, 255} and 0.001 < hole.mean() < 0.2
+    assert found["original"].shape == found["output"].shape == (256, 256, 3)
+    assert np.array_equal(found["output"][~hole], found["original"][~hole])
+    assert np.all(found["input"][hole] == 128) and np.array_equal(found["input"][~hole], found["original"][~hole])
+    assert found["complete_output"].shape == occluded.shape
+    changed = (found["complete_output"] != occluded).any(axis=2)
+    assert 0 < changed.mean() < 0.05
+    red_before, red_after = ((picture == RED).all(axis=2).sum() for picture in (occluded, found["complete_output"]))
+    assert red_before > 1000 and red_after < 0.02 * red_before
+    assert found["texture_in"].shape == found["texture_out"].shape == (192, 256, 3)
+    assert "bar.png -> output/bar/complete_output.png" in capsys.readouterr().out
+
+
+def test_face_without_occluder_is_left_as_it_is(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "free.png", portrait[0])
+    assert run("--image", "free.png") == 0
+    found = results(tmp_path / "output/free")
+    assert np.array_equal(found["complete_output"], portrait[0])
+    assert np.array_equal(found["output"], found["original"]) and not found["mask"].any()
+    assert "nothing in front of the face" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale, values", [(1, (0, 255)), (2, (0, 255)), (1, (20, 200))])
+def test_mask_of_the_photo_is_the_hole(run, tmp_path, portrait, scale, values):
+    photo, face = portrait
+    x, y = face.landmarks[2].round().astype(int)
+    mask = np.full(photo.shape[:2], values[0], np.uint8)
+    mask[y - 20:y + 20, x - 20:x + 20] = values[1]
+    write_image(tmp_path / "free.png", photo)
+    write_image(tmp_path / "m.png", mask.repeat(scale, axis=0).repeat(scale, axis=1))
+    assert run("--image", "free.png", "--mask", "m.png", "--output", "there") == 0
+    found = results(tmp_path / "there/free")
+    expected = Alignment.from_landmarks(face.landmarks, *photo.shape[:2]).crop_mask(mask > 128)
+    assert np.array_equal(found["mask"] > 0, expected)
+    changed = (found["complete_output"] != photo).any(axis=2)
+    assert changed[mask > 128].mean() > 0.9 and changed[mask <= 128].mean() < 0.01
+
+
+def test_masks_of_a_folder_belong_to_the_photos_of_their_name(run, tmp_path, portrait, capsys):
+    photo, face = portrait
+    x, y = face.landmarks[2].round().astype(int)
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[y - 20:y + 20, x - 20:x + 20] = True
+    for name in ("one", "two"):
+        write_image(tmp_path / "photos" / f"{name}.jpg", photo)
+    write_image(tmp_path / "masks/one.png", mask)
+    assert run("--image", "photos", "--mask", "masks") == 1
+    assert (tmp_path / "output/one/output.png").exists() and not (tmp_path / "output/two").exists()
+    assert "no mask for two" in capsys.readouterr().err
+
+
+def test_window_resolution_leaves_the_rest_of_the_crop(run, tmp_path, portrait):
+    photo, face = portrait
+    write_image(tmp_path / "free.png", photo)
+    write_image(tmp_path / "m.png", np.full(photo.shape[:2], 255, np.uint8))
+    assert run("--image", "free.png", "--mask", "m.png", "--resolution", "[224,224]") == 0
+    hole = read_mask(tmp_path / "output/free/mask.png")
+    assert hole[16:240, 16:240].all() and hole.sum() == 224 * 224
+
+
+def test_what_the_mask_hides_changes_nothing(portrait):
+    photo, face = portrait
+    completion = FaceCompletion(StandInEncoder(), StandInInpainter(), morphable(), iterations=1).eval()
+    # Landmarks are given: a detector may well look at what the user hides.
+    known = SimpleNamespace(detect=lambda image, name: [face])
+    completer = PhotoCompleter(completion, known, torch.device("cpu"), "file")
+    x, y = face.landmarks[2].round().astype(int)
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[y - 20:y + 20, x - 20:x + 20] = True
+    repainted = photo.copy()
+    repainted[y - 12:y + 12, x - 12:x + 12] = 255 - repainted[y - 12:y + 12, x - 12:x + 12]
+    first, second = (completer.complete(picture, "a", mask) for picture in (photo, repainted))
+    assert not np.array_equal(first.original, second.original)
+    for name in ("input", "output", "texture_in", "texture_out", "landmarks"):
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_random_hole_is_the_same_every_time(run, tmp_path, portrait):
+    write_image(tmp_path / "free.png", portrait[0])
+    for folder in ("a", "b"):
+        assert run("--image", "free.png", "--mask-source", "random", "--output", folder) == 0
+    assert run("--image", "free.png", "--mask-source", "random", "--output", "c", "--seed", "1") == 0
+    first, second, other = (results(tmp_path / folder / "free") for folder in "abc")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert first["mask"].any() and not np.array_equal(first["mask"], other["mask"])
+
+
+def test_without_photos_the_astronaut_is_completed_and_said(run, tmp_path, capsys):
+    assert run() == 0
+    said = capsys.readouterr().out
+    assert "astronaut" in said and "inputs" in said
+    found = results(tmp_path / "output/astronaut")
+    assert found["mask"].any() and found["complete_output"].shape == (512, 512, 3)
+
+
+def test_inputs_folder_is_the_default_and_bad_photos_do_not_stop_it(run, tmp_path, occluded, capsys):
+    folder = tmp_path / "inputs"
+    write_image(folder / "b_good.png", occluded)
+    write_image(folder / "b_good.jpg", occluded)
+    write_image(folder / "c_wall.png", np.full((300, 300, 3), 127, np.uint8))
+    (folder / "a_empty.jpg").touch()
+    (folder / "d_text.jpg").write_text("not a picture")
+    (folder / "notes.txt").write_text("no photo, and none is expected")
+    write_image(folder / "e_tiny.png", np.zeros((1, 1, 3), np.uint8))
+    (folder / "f_half.jpg").write_bytes((folder / "b_good.jpg").read_bytes()[:4000])
+    assert run() == 1
+    output = capsys.readouterr()
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"b_good_png", "b_good_jpg"}
+    errors = output.err[output.err.index("error: "):].splitlines()
+    assert errors[0] == "error: 5 of 7 photos could not be completed:" and len(errors) == 6
+    for name, line in zip(("a_empty", "c_wall", "d_text", "e_tiny", "f_half"), errors[1:]):
+        assert name in line
+    assert "Traceback" not in output.err
+
+
+def test_earlier_results_are_replaced_and_other_files_kept(run, tmp_path, occluded):
+    write_image(tmp_path / "bar.png", occluded)
+    assert run("--image", "bar.png") == 0
+    (tmp_path / "output/bar/mine.txt").write_text("x")
+    write_image(tmp_path / "output/bar/output.png", np.zeros((8, 8, 3), np.uint8))
+    assert run("--image", "bar.png", "--save-landmarks") == 0
+    assert read_image(tmp_path / "output/bar/output.png").shape == (256, 256, 3)
+    assert {path.name for path in (tmp_path / "output/bar").iterdir()} == PICTURES | {"mine.txt", "landmarks.txt"}
+    assert len((tmp_path / "output/bar/landmarks.txt").read_text().splitlines()) == 68
+
+
+def test_largest_of_many_faces_is_completed_and_said(run, tmp_path, occluded, capsys):
+    small = np.asarray(Image.fromarray(occluded[:300, 80:380]).resize((150, 150)))
+    both = np.zeros((512, 700, 3), np.uint8)
+    both[:, :512], both[:150, 550:] = occluded, small
+    write_image(tmp_path / "two.png", both)
+    assert run("--image", "two.png") == 0
+    assert "faces found, the largest one is completed" in capsys.readouterr().out
+    changed = (results(tmp_path / "output/two")["complete_output"] != both).any(axis=2)
+    assert changed[:, :512].any() and not changed[:, 512:].any()
+
+
+@pytest.mark.parametrize("kind", ["L", "RGBA", "CMYK", "I;16", "exif"])
+def test_every_kind_of_picture_is_read(run, tmp_path, portrait, kind):
+    picture = Image.fromarray(portrait[0])
+    path = tmp_path / {"CMYK": "a.jpg", "exif": "a.jpg"}.get(kind, "a.png")
+    if kind == "exif":
+        exif = Image.Exif()
+        exif[274] = 6  # to be turned by 90 degrees for viewing
+        picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    elif kind == "I;16":
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+    else:
+        picture.convert(kind).save(path)
+    assert run("--image", str(path), "--mask-source", "random") == 0
+    found = results(tmp_path / "output/a")
+    assert found["complete_output"].shape == (512, 512, 3) and found["mask"].any()
+
+
+@pytest.mark.parametrize("argv, fragments", [
+    (["--image", "missing.jpg"], ["missing.jpg", "does not exist"]),
+    (["--image", "nothing"], ["nothing", "no pictures"]),
+    (["--image", "wall.png"], ["wall.png", "no face"]),
+    (["--image", "free.png", "--mask", "missing.png"], ["missing.png"]),
+    (["--image", "free.png", "--mask", "black.png"], ["free.png", "hides no part"]),
+    (["--image", "free.png", "--mask", "ones.png"], ["ones.png", "255"]),
+    (["--image", "free.png", "--mask", "wide.png"], ["wide.png", "200x100", "512x512"]),
+    (["--image", "free.png", "--mask", "black.png", "--mask-source", "occlusion"], ["--mask", "--mask-source"]),
+    (["--image", "free.png", "--mask-source", "file"], ["--mask FILE"]),
+    (["--mask", "black.png"], ["--image"]),
+])
+def test_bad_input_is_one_line_and_status_1(run, tmp_path, portrait, capsys, argv, fragments):
+    (tmp_path / "nothing").mkdir()
+    write_image(tmp_path / "free.png", portrait[0])
+    write_image(tmp_path / "wall.png", np.full((300, 300, 3), 127, np.uint8))
+    write_image(tmp_path / "black.png", np.zeros((512, 512), np.uint8))
+    write_image(tmp_path / "ones.png", np.ones((512, 512), np.uint8))
+    write_image(tmp_path / "wide.png", np.full((100, 200), 255, np.uint8))
+    capsys.readouterr()
+    assert run(*argv) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    for fragment in fragments:
+        assert fragment in lines[0]
+    assert not (tmp_path / "output").exists()
+
+
+def test_without_inpainter_weights_it_refuses_and_names_the_file(monkeypatch, tmp_path, portrait, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "free.png", portrait[0])
+    assert run_script(test_my.main, ["--image", "free.png", "--recon-ckpt", "none/inpainter.pth", "--ngpu", "0"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "none/inpainter.pth" in error
+    assert not (tmp_path / "output").exists()
