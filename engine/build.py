@@ -16,7 +16,7 @@ from utils.logging import warning
 
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
-HELD_OUT_FACES = 256  # built-in faces that choose the best checkpoint
+HELD_OUT_FACES = 96  # built-in faces that choose the best checkpoint
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 NOT_LOSSES = {"inpainter": ("gan_start",), "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
 
@@ -199,13 +199,20 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
-    return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
+    return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, train_size=_train_size(settings),
+                        **extra)
 
 
 def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.occlusion_stage import OcclusionStage
     from models.occlusion import OcclusionNet
-    return OcclusionStage(OcclusionNet(), settings.loss_options)
+    return OcclusionStage(OcclusionNet(), settings.loss_options, _train_size(settings))
+
+
+def _train_size(settings: Any) -> int:
+    if settings.train_size % 32:
+        raise UserError(f"--train-size {settings.train_size} is no multiple of 32, which the networks need")
+    return settings.train_size
 
 
 def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
