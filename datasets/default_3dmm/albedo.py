@@ -27,8 +27,7 @@ IRIS_COLOURS = np.array([[0.20, 0.12, 0.07], [0.13, 0.08, 0.05], [0.30, 0.20, 0.
 HAIR_COLOURS = np.array([[0.05, 0.04, 0.035], [0.10, 0.07, 0.05], [0.18, 0.12, 0.08], [0.28, 0.20, 0.13],
                          [0.42, 0.31, 0.20], [0.34, 0.18, 0.09], [0.45, 0.44, 0.43]])
 BRIGHTNESS = 0.78  # MakeHuman's skins are painted a little bright for an albedo
-BROW_OPACITY = 0.75
-TRAINING_MAPS = 900
+TRAINING_MAPS = 500
 
 
 @dataclass
@@ -103,6 +102,7 @@ def face_maps(assets: MakeHumanAssets, shape: HeadShape, face: np.ndarray, trian
     position = to_map(vertices, triangles, table, barycentrics)
     fields = {name: to_map(mask[face], triangles, table, barycentrics) for name, mask in masks.items()}
     skins = np.stack([unwrap_skin(image, corner_uv, table, barycentrics) for image in assets.skins().values()])
+    skins = skins.astype(np.float32)
     brows = np.stack([draw_brow(assets, name, shape, face, uv) for name in BROWS])
     brows = np.maximum(brows, mirror_image(brows[..., None])[..., 0]) * inside * (texel_region == 0)
     eye_angle = np.full(UV_SHAPE, np.pi)
@@ -134,7 +134,7 @@ class Painter:
     def paint(self) -> np.ndarray:
         """(192, 256, 3) float32 albedo in [0, 1]."""
         rng, maps = self.rng, self.maps
-        share = rng.dirichlet(np.full(len(maps.skins), 0.15))
+        share = rng.dirichlet(np.full(len(maps.skins), 0.15)).astype(np.float32)
         skin = np.tensordot(share, maps.skins, axes=1) * BRIGHTNESS
         skin = self._tone(skin)
         hair = HAIR_COLOURS[rng.integers(len(HAIR_COLOURS))] * rng.uniform(0.7, 1.3)
@@ -148,7 +148,7 @@ class Painter:
         skin = skin * (1 - cheeks)
         skin = skin * (1 - maps.masks["eyelid"][..., None] * rng.uniform(-0.05, 0.35))
         brow = maps.brows[rng.choice(len(maps.brows), 3)].mean(axis=0)
-        skin = blend(skin, hair * rng.uniform(0.6, 1.2), np.clip(brow * rng.uniform(0.35, 1.1), 0, 0.95))
+        skin = blend(skin, hair * rng.uniform(0.6, 1.2), np.clip(brow * rng.uniform(0.6, 1.3), 0, 0.95))
         return np.clip(self._openings(skin), 0, 1).astype(np.float32) * maps.inside[..., None]
 
     def _tone(self, skin: np.ndarray) -> np.ndarray:
@@ -215,10 +215,11 @@ def albedo_components(maps: FaceMaps, count: int, seed: int, log=print):
     mean = samples.mean(axis=0)
     mean = (mean + mirror_image(mean)) / 2
     samples -= mean
+    half = maps.inside & (np.arange(UV_SHAPE[1]) <= UV_MIRROR_SUM // 2)
     found, total = [], 0.0
     for parity in (1, -1):
         part = (samples + parity * mirror_image(samples)) / 2
-        rows = part[:, maps.inside].reshape(len(part), -1)
+        rows = part[:, half].reshape(len(part), -1)
         total += float((rows.astype(np.float64) ** 2).sum() / len(rows))
         scores, sigma = leading_scores(rows, count, seed)
         fields = np.tensordot(scores, part, axes=(0, 0)) / len(part)

@@ -48,7 +48,7 @@ def head_attributes(shape: HeadShape, landmarks: np.ndarray, brow_points: np.nda
     blush = np.exp(-(distance / 19000) ** 2) * front * skin
     gap = np.sqrt(((vertices[:, None] - brow_points[None]) ** 2).sum(axis=2)).min(axis=1)
     brow = smooth_step(gap, 7000, 2500) * skin
-    clothes = smooth_step(y, chin_y - 62000 - 0.25 * np.abs(x), chin_y - 66000 - 0.25 * np.abs(x))
+    clothes = smooth_step(y + 0.25 * np.abs(x), chin_y - 50000, chin_y - 74000)
     eyelid = np.clip((4.5 - lid_rings) / 4, 0, 1) * skin
     masks = dict(lip=lip, eyelid=eyelid, beard=beard, moustache=moustache, scalp=scalp, blush=blush, brow=brow,
                  clothes=clothes)

@@ -27,7 +27,7 @@ from .shape import HeadShape, build_shape, face_triangles
 from .topology import subdivide_corners
 
 IDENTITIES, EXPRESSIONS, ALBEDO_COMPONENTS, SEED = 3600, 2400, 50, 1
-BROW_ENDS, BROW_HEIGHT = (57000.0, 17000.0), 60  # micrometres from the middle; percentile of the brow meshes' height
+BROW_INSET, BROW_HEIGHT = 0.05, 70  # of the brow meshes' length left out at both ends; percentile of their height
 OPEN_FACE = {"jawOpen": 0.45, "eyeWideLeft": 0.7, "eyeWideRight": 0.7}  # the pose whose areas the UV map spreads
 EYE_IMPORTANCE, MOUTH_IMPORTANCE, CENTRE_IMPORTANCE = 1.5, 0.6, 0.3
 
@@ -51,7 +51,7 @@ class Face:
 def cut_face(shape: HeadShape) -> Face:
     """Choose the face's vertices and lay out its UV map."""
     dense = shape.subdivision
-    chosen = np.flatnonzero(face_triangles(shape.mean, shape.topology)[dense.parent])
+    chosen = np.flatnonzero(face_triangles(shape.dense_mean, shape.topology, dense.triangles))
     vertices = np.unique(dense.triangles[chosen])
     place = np.full(len(dense.mirror), -1)
     place[vertices] = np.arange(len(vertices))
@@ -84,8 +84,11 @@ def brow_points(assets: MakeHumanAssets, shape: HeadShape) -> np.ndarray:
 
 def brow_landmarks(points: np.ndarray) -> np.ndarray:
     """(5, 3) points along the brow at x < 0, outer end first, from the brow meshes' vertices."""
+    right = points[points[:, 0] < 0]
+    outer, inner = right[:, 0].min(), right[:, 0].max()
+    inset = BROW_INSET * (inner - outer)
     found = []
-    for x in -np.linspace(*BROW_ENDS, 5):
+    for x in np.linspace(outer + inset, inner - inset, 5):
         near = points[np.abs(points[:, 0] - x) < 3000]
         found.append([x, np.percentile(near[:, 1], BROW_HEIGHT), np.median(near[:, 2])])
     return np.array(found)

@@ -58,6 +58,8 @@ class HeadModel:
       (also as properties: head.lip, ...).
       landmarks (68,) int32: head vertices of the iBUG landmarks.
       irises (n, h, h, 3) uint8: iris textures seen from the front, the pupil in the centre; the iris' edge is at radius h/2.
+      actions: dict of (29,) float32: normalised expression coefficients that a facial action adds at full strength, e.g.
+      "jawOpen"; rest_expression (29,): those of the face at rest (zero is the mean expression, its mouth a little open).
       layers: list of Layer.
     """
 
@@ -84,6 +86,8 @@ class HeadModel:
         self.irises = np.stack([packing.decode_image(data[f"iris_{i}"]) for i in range(int(data["iris_count"]))])
         self.attributes = dict(zip(ATTRIBUTES, data["attributes"].astype(np.float32) / 255.0))
         self._eyes_mean, self._eyes_basis = data["eyes_mean"], data["eyes_basis"] * self.coefficient_std[:199, None, None]
+        self.actions = dict(zip(map(str, data["action_names"]), data["action_coefficients"]))
+        self.rest_expression = data["action_rest"]
         self.layers = [self._read_layer(data, i) for i in range(int(data["layer_count"]))]
 
     @staticmethod

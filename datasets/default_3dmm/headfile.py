@@ -107,6 +107,18 @@ def texture_arrays(wardrobe: MakeHumanAssets, corner_uv: np.ndarray) -> dict[str
     return arrays
 
 
+def action_arrays(shape: HeadShape, fitted: np.ndarray) -> dict[str, np.ndarray]:
+    """Facial actions and the face at rest as normalised expression coefficients, by least squares on vertices `fitted`."""
+    rest = shape.posed({})
+    moved = np.stack([shape.posed({name: 1.0}) - rest for name in shape.actions])
+    basis = shape.expression.basis * shape.expression.sigma[:, None, None]
+    matrix = basis[:, fitted].reshape(len(basis), -1).T
+    goals = np.concatenate([moved, -shape.expression.mean[None]])[:, fitted].reshape(len(moved) + 1, -1).T
+    coefficients = np.linalg.lstsq(matrix, goals, rcond=None)[0].T.astype(np.float32)
+    return {"action_names": np.array(list(shape.actions)), "action_coefficients": coefficients[:-1],
+            "action_rest": coefficients[-1]}
+
+
 def head_arrays(shape: HeadShape, wardrobe: MakeHumanAssets, face, landmarks: np.ndarray, masks: dict[str, np.ndarray],
                 corner_uv: np.ndarray, coarse_order: np.ndarray) -> dict[str, np.ndarray]:
     """Everything in head.npz.
@@ -138,6 +150,7 @@ def head_arrays(shape: HeadShape, wardrobe: MakeHumanAssets, face, landmarks: np
         "attributes": np.stack([np.round(masks[name] * 255) for name in ATTRIBUTES]).astype(np.uint8),
         "eyes_mean": shape.eyes_mean.astype(np.float32),
         "eyes_basis": shape.eyes_basis.astype(np.float32),
+        **action_arrays(shape, coarse_order),
         **texture_arrays(wardrobe, corner_uv[region == 0]),
         **layer_arrays(shape, wardrobe),
     }

@@ -12,8 +12,8 @@ from scipy import sparse
 from .topology import HeadTopology
 
 LID_SHARES = (1 / 3, 2 / 3)  # of the way from the outer to the inner corner
-UPPER_LIP_RING, LOWER_LIP_RING, LIP_CORNER_RING = 7, 7, 3  # edge rings between lip contact and lip border
-INNER_CORNER = 3  # place of the inner lip corner in the contact row, whose end lies hidden in the corner of the mouth
+UPPER_LIP_RING, LOWER_LIP_RING = 7, 7  # edge rings from the lips' contact to their border
+OUTER_CORNER_RING, INNER_CORNER_RING = 5, 2  # edge rings of the mouth's visible corners
 JAW_SLANT = 0.25  # z of the unit normal where a frontal face is seen to end
 MIRROR_PAIRS = {**{k: 16 - k for k in range(8)}, **{17 + k: 26 - k for k in range(5)}, 31: 35, 32: 34, 36: 45, 37: 44,
                 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 59: 55, 58: 56, 60: 64, 61: 63, 67: 65}
@@ -92,15 +92,19 @@ class LandmarkFinder:
         for name, number, above in (("upper", UPPER_LIP_RING, True), ("lower", LOWER_LIP_RING, False)):
             loop = np.flatnonzero(ring == number)
             border[name] = loop[(vertices[loop, 1] > height) == above]
-        corner_ring = np.flatnonzero(ring == LIP_CORNER_RING)
-        found[48] = corner_ring[vertices[corner_ring, 0].argmin()]
+        found[48], found[60] = (self._corner(np.flatnonzero(ring == number), upper[0])
+                                for number in (OUTER_CORNER_RING, INNER_CORNER_RING))
         width = abs(vertices[found[48], 0])
-        found[60] = upper[INNER_CORNER]
         inner = abs(vertices[found[60], 0])
         found[49], found[50], found[51] = (self._at(border["upper"], -width * share) for share in (0.62, 0.25, 0))
         found[59], found[58], found[57] = (self._at(border["lower"], -width * share) for share in (0.66, 0.33, 0))
         found[61], found[62] = self._at(upper, -inner * 0.45), self._at(upper, 0)
         found[67], found[66] = self._at(lower, -inner * 0.45), self._at(lower, 0)
+
+    def _corner(self, ring: np.ndarray, corner: int) -> int:
+        """Of a ring's five vertices farthest towards x < 0, the one at the height of the contact line's corner."""
+        outermost = ring[np.argsort(self.vertices[ring, 0])[:5]]
+        return int(outermost[np.abs(self.vertices[outermost, 1] - self.vertices[corner, 1]).argmin()])
 
     def _nose(self) -> None:
         found, vertices, normals = self.found, self.vertices, self.normals

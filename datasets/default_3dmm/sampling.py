@@ -23,6 +23,7 @@ LOCAL_SPREAD = (
     ("l-eye-scale", 0.2), ("l-eye-trans", 0.22), ("l-eye-push", 0.2), ("l-eye-eyefold-con", 0.3), ("l-ear-shape", 0.2),
     ("mouth-trans", 0.2), ("mouth-angles", 0.15), ("", 0.26),
 )
+ONE_WAY = 0.5  # factor for changes without an opposite, such as a square head
 SIDE_DIFFERENCE = 0.045  # how much the left side differs from the right one, on the same scale
 
 
@@ -71,6 +72,7 @@ class HeadSampler:
             key = "l-" + name[2:] if side else name
             if key not in shared:
                 spread = next(value for start, value in LOCAL_SPREAD if key.startswith(start))
+                spread *= ONE_WAY if negative is None else 1
                 shared[key] = spread * rng.standard_normal(count)
             value = shared[key] + (SIDE_DIFFERENCE * rng.standard_normal(count) if side else 0.0)
             value = np.clip(value, -1, 1)

@@ -17,6 +17,7 @@ OUTER_EYE_DISTANCE = 90000.0  # micrometres between the outer corners of the mea
 MOUTH_DEPTH = 0.09  # decimetres that the mouth's interior may lie behind the lips
 FACE_AZIMUTH, FACE_TOP, FACE_BOTTOM = 76.0, 50.0, -51.0  # degrees around the head's axis and above the face's level
 IDENTITY_SIZE, EXPRESSION_SIZE = 199, 29
+OUTLINE_POWER = 6  # of the superellipse in azimuth and elevation that bounds the face
 
 
 @dataclass
@@ -67,18 +68,21 @@ def face_angles(vertices: np.ndarray, lid: np.ndarray, lips: np.ndarray) -> tupl
     return np.degrees(np.arctan2(x, z)), np.degrees(np.arctan2(y, np.hypot(x, z)))
 
 
-def face_triangles(vertices: np.ndarray, topology: HeadTopology) -> np.ndarray:
-    """(T,) bool: coarse triangles of the face, one connected piece."""
+def face_triangles(vertices: np.ndarray, topology: HeadTopology, triangles: np.ndarray | None = None) -> np.ndarray:
+    """(T,) bool: which triangles (T, 3) of a head (V, 3) are the face: one piece with a rounded outline.
+
+    vertices of the coarse head, or of the dense one together with its triangles.
+    """
+    triangles = topology.triangles if triangles is None else triangles
     azimuth, elevation = face_angles(vertices, topology.right_lid, topology.upper_lip)
-    inside = (np.abs(azimuth) < FACE_AZIMUTH) & (elevation < FACE_TOP) & (elevation > FACE_BOTTOM)
-    chosen = inside[topology.triangles].all(axis=1)
-    triangles = topology.triangles[chosen]
-    edges = np.concatenate([triangles[:, :2], triangles[:, 1:]])
+    height = np.where(elevation > 0, elevation / FACE_TOP, elevation / FACE_BOTTOM)
+    inside = np.abs(azimuth / FACE_AZIMUTH) ** OUTLINE_POWER + np.abs(height) ** OUTLINE_POWER < 1
+    chosen = inside[triangles].all(axis=1)
+    edges = np.concatenate([triangles[chosen, :2], triangles[chosen, 1:]])
     graph = sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(len(vertices),) * 2)
     _, label = connected_components(graph, directed=False)
-    main = label[topology.upper_lip[0]]
-    chosen &= label[topology.triangles[:, 0]] == main
-    return trim_spikes(topology.triangles, chosen)
+    chosen &= label[triangles[:, 0]] == label[topology.upper_lip[0]]
+    return trim_spikes(triangles, chosen)
 
 
 def trim_spikes(triangles: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -108,9 +112,9 @@ def build_shape(assets: AnnyAssets, identities: int, expressions: int, seed: int
     log(f"sampled {identities} heads")
     heads, spheres, scale, origin = align(heads, topology, skin_count, eye_count)
     closed = close_surface(heads[:, :skin_count], spheres, topology, MOUTH_DEPTH * scale)
-    chosen = face_triangles(closed.mean(axis=0), topology)
-    fitted = np.flatnonzero(np.asarray(
-        subdivision.matrix[np.unique(subdivision.triangles[chosen[subdivision.parent]])].sum(axis=0))[0] > 0)
+    dense_mean = subdivision.matrix @ (closed.mean(axis=0) + mirrored(closed.mean(axis=0), topology.mirror)) / 2
+    face = subdivision.triangles[face_triangles(dense_mean, topology, subdivision.triangles)]
+    fitted = np.flatnonzero(np.asarray(subdivision.matrix[np.unique(face)].sum(axis=0))[0] > 0)
     identity = mirrored_pca(closed, topology.mirror, fitted, IDENTITY_SIZE, seed)
     log("identity: " + ", ".join(f"{k}: {identity.explained(k):.4f}" for k in (10, 30, 60, 100, IDENTITY_SIZE)))
     eyes_mean, eyes_basis = regress_spheres(closed, spheres, identity, fitted)
