@@ -34,7 +34,7 @@ def main() -> int:
 
     try:
         if arguments.sheet:
-            faces = SyntheticFaces(arguments.split, max(48, arguments.count), arguments.seed, not arguments.no_occluders)
+            faces = SyntheticFaces(arguments.split, 48, arguments.seed, not arguments.no_occluders)
             contact_sheet(faces, arguments.sheet)
         if arguments.output:
             write_cache(arguments.output, arguments.split, arguments.count, arguments.seed, not arguments.no_occluders,

@@ -1,7 +1,7 @@
 """Tables that tie the face model's UV map to the head: where each texel lies, and what is painted there.
 
-The face is painted at twice the resolution of the 192x256 UV map, so that rendered eyes and brows stay sharp; the 2x2
-mean of a painting is the ground-truth albedo.
+The face is painted at 1.5 times the resolution of the 192x256 UV map, so that rendered eyes and brows stay sharp; a
+painting reduced to the map's size is the ground-truth albedo.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import zbuffer
 from datasets.default_3dmm.head import HeadModel, Layer
 from datasets.default_3dmm.packing import MODEL_FILE
 
+from .fields import bounding_box
+
 UV_HEIGHT, UV_WIDTH = 192, 256
-DETAIL = 2
-HEIGHT, WIDTH = UV_HEIGHT * DETAIL, UV_WIDTH * DETAIL
+DETAIL = 1.5
+HEIGHT, WIDTH = int(UV_HEIGHT * DETAIL), int(UV_WIDTH * DETAIL)
 SKIN, RIGHT_EYE, LEFT_EYE, MOUTH, NOTHING = 0, 1, 2, 3, 255
 
 
@@ -54,7 +56,8 @@ class Atlas:
     region (H, W) uint8: SKIN, RIGHT_EYE (x < 0), LEFT_EYE, MOUTH or NOTHING; inside (H, W) bool;
     official (192, 256) bool: texels of the model's own UV map that belong to the face;
     vertex_texel (N, 2): row, column of each head vertex in the painting, NaN outside the face;
-    attributes: name -> (H, W) float32; skin_uv (H, W, 2) texture coordinates of skin texels;
+    attributes: name -> (H, W) float32, and boxes: name -> the rows and columns where they are positive;
+    skin_uv (H, W, 2): texture coordinates of skin texels;
     brows, beards: lists of paintings (H, W, 4) float32, RGB luminance-normalised and alpha, of the head's layers.
     """
 
@@ -73,6 +76,7 @@ class Atlas:
         self.nearest = ndimage.distance_transform_edt(~self.inside, return_distances=False, return_indices=True)
         self.corners = head.triangles[np.maximum(self.triangle, 0)]
         self.attributes = {name: self.interpolate(values[:, None])[..., 0] for name, values in head.attributes.items()}
+        self.boxes = {name: bounding_box(values) for name, values in self.attributes.items()}
         self._place_skin()
         mean = head.vertices(np.zeros((1, 199), np.float32), np.zeros((1, 29), np.float32))[0]
         self.mean_vertices = mean
@@ -114,8 +118,8 @@ class Atlas:
         texels = self._tree_texels[index]
         plane = np.concatenate([texels, -distance[:, None].astype(np.float32)], axis=1).astype(np.float32)
         longest = np.ptp(texels[layer.triangles], axis=1).max(axis=1)
-        triangle, _, barycentrics = rasterize(plane, layer.triangles[longest < 40], (HEIGHT, WIDTH))
-        uv = layer.uv[layer.triangles[longest < 40]]
+        triangle, _, barycentrics = rasterize(plane, layer.triangles[longest < 20 * DETAIL], (HEIGHT, WIDTH))
+        uv = layer.uv[layer.triangles[longest < 20 * DETAIL]]
         covered = np.nonzero(triangle >= 0)
         at = np.einsum("nkc,nk->nc", uv[triangle[covered]], barycentrics[covered])
         colour = sample_texture(layer.texture.astype(np.float32) / 255, at[:, 0], at[:, 1])
@@ -129,6 +133,6 @@ class Atlas:
     def _lid_shadow(self) -> np.ndarray:
         """Darkening of the eyeballs by the lids, (H, W): 1 in the middle of the opening, lower at its upper edge."""
         eyes = (self.region == RIGHT_EYE) | (self.region == LEFT_EYE)
-        shifted = np.roll(eyes, 5, axis=0) & eyes
-        soft = cv2.GaussianBlur(shifted.astype(np.float32), (0, 0), 2.5)
+        shifted = np.roll(eyes, round(2.5 * DETAIL), axis=0) & eyes
+        soft = cv2.GaussianBlur(shifted.astype(np.float32), (0, 0), 1.25 * DETAIL)
         return np.where(eyes, 0.45 + 0.55 * np.clip(soft * 1.15, 0, 1), 1).astype(np.float32)

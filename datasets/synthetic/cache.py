@@ -98,8 +98,8 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
                 num_workers: int = 0, progress: bool = True) -> Path:
     """Render faces 0..count-1 of a split into a cache; complete shards of an earlier run are kept.
 
-    num_workers: processes (0 renders in this one). Returns the folder. Raises UserError if the folder holds a cache with
-    other settings, or for an unknown split.
+    num_workers: processes (0 renders in this one). Returns the folder.
+    Raises UserError if the folder holds a cache with other settings, or for an unknown split.
     """
     folder = Path(folder)
     SyntheticFaces(split, count, seed, occluders)

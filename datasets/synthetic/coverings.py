@@ -139,7 +139,8 @@ def cup(rng: np.random.Generator, scene: Scene) -> Patch:
     angle = rng.normal(math.pi / 2, 0.3)
     along = np.array([math.cos(angle), math.sin(angle)])
     radius = unit * rng.uniform(0.5, 0.75)
-    alpha, normals = _rod(scene, rim, rim + along * unit * rng.uniform(1.3, 1.9), (radius, radius * rng.uniform(0.6, 0.95)))
+    bottom = rim + along * unit * rng.uniform(1.3, 1.9)
+    alpha, normals = _rod(scene, rim, bottom, (radius, radius * rng.uniform(0.6, 0.95)))
     picture = surface(rng, scene, _cloth(rng, scene, random_colour(rng, 0.5)), normals, grain=0.02)
     turn = np.linspace(0, 2 * math.pi, 40)[:, None]
     across = np.array([-along[1], along[0]])
@@ -155,24 +156,23 @@ def hair_strands(rng: np.random.Generator, scene: Scene) -> Patch:
     unit, marks = scene.eye_distance, scene.landmarks
     brow = marks[17:27].mean(0)
     up = (brow - marks[33]) / max(np.hypot(*(brow - marks[33])), 1e-6)
-    alpha = np.zeros((scene.size, scene.size), np.float32)
-    tone = np.zeros_like(alpha)
+    alpha, tone = (np.zeros((scene.size, scene.size), np.uint8) for _ in range(2))
+    t = np.linspace(0, 1, 24)[:, None]
+    weights = (1 - t) ** 2, 2 * t * (1 - t), t ** 2
     for _ in range(int(rng.integers(1, 4))):
         root = brow + up * unit * rng.uniform(0.9, 1.4) + rng.normal(0, 0.9, 2) * unit * np.array([1, 0.1])
         tip = marks[int(rng.choice([0, 3, 17, 19, 24, 26, 13, 16, 36, 45]))] + rng.normal(0, 0.35, 2) * unit
         bend = (root + tip) / 2 + rng.normal(0, 0.35, 2) * unit
-        count = int(rng.integers(6, 28))
         width = unit * rng.uniform(0.04, 0.22)
-        for _ in range(count):
-            shift = rng.normal(0, 1, 2)
-            t = np.linspace(0, 1, 24)[:, None]
-            ends = root + shift * width * 0.7, bend + shift * width * [1, 0.6], tip + shift * width * rng.uniform(0.3, 1.4)
-            line = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * ends[1] + t ** 2 * ends[2]
-            drawn = draw_lines(scene.size, scene.size, [line], int(rng.choice([1, 1, 2, 3])))
-            drawn *= rng.uniform(0.5, 1.0)
-            tone = np.where(drawn > alpha, rng.uniform(0.6, 1.35), tone)
-            alpha = np.maximum(alpha, drawn)
-    colour = scene.hair_colour * np.maximum(tone, 0.5)[..., None]
+        for shift in rng.normal(0, width, (int(rng.integers(6, 28)), 2)):
+            ends = root + shift * 0.7, bend + shift * [1, 0.6], tip + shift * rng.uniform(0.3, 1.4)
+            line = sum(weight * end for weight, end in zip(weights, ends))
+            fixed_point = np.round(line * 16).astype(np.int32)
+            thickness = int(rng.choice([1, 1, 2, 3]))
+            cv2.polylines(alpha, [fixed_point], False, int(rng.integers(130, 256)), thickness, cv2.LINE_AA, 4)
+            cv2.polylines(tone, [fixed_point], False, int(rng.integers(100, 230)), thickness + 1, cv2.LINE_8, 4)
+    alpha = alpha.astype(np.float32) / 255
+    colour = scene.hair_colour * np.maximum(tone.astype(np.float32) / 170, 0.5)[..., None]
     solid = cv2.GaussianBlur(alpha, (0, 0), 0.012 * unit + 0.6) > 0.4
     return Patch(surface(rng, scene, colour, grain=0.05), alpha, solid, shadow=0.2)
 

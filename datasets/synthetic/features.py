@@ -7,6 +7,7 @@ import numpy as np
 from .atlas import Atlas, sample_texture
 from .fields import smoothstep
 from .lighting import Light
+from .skin import Complexion
 
 _IRIS_RADIUS = 5.9e3  # um
 _TOOTH_EDGES = np.float32([0, 8.3, 14.6, 21.8, 28.5, 35]) * 1e3  # um along the upper arch from its middle
@@ -18,13 +19,14 @@ def sample_gaze(rng: np.random.Generator, rotation: np.ndarray) -> np.ndarray:
     camera = rotation.T @ np.array([0, 0, 1.0])
     wanted = camera if rng.random() < 0.65 else np.array([rng.normal(0, 0.28), rng.normal(-0.03, 0.13), 1.0])
     sideways = np.clip(wanted[0] / max(wanted[2], 0.2) + rng.normal(0, 0.03), -0.5, 0.5)
-    upwards = np.clip(wanted[1] / max(wanted[2], 0.2) + rng.normal(0, 0.02), -0.3, 0.25)
+    upwards = np.clip(wanted[1] / max(wanted[2], 0.2) + rng.normal(0, 0.02), -0.25, 0.1)
     gaze = np.array([sideways, upwards, 1.0])
     return (gaze / np.linalg.norm(gaze)).astype(np.float32)
 
 
 def paint_eyes(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, vertices: np.ndarray,
-               eyes: tuple[np.ndarray, np.ndarray], rotation: np.ndarray, light: Light, gray: bool) -> np.ndarray:
+               eyes: tuple[np.ndarray, np.ndarray], rotation: np.ndarray, light: Light,
+               complexion: Complexion) -> np.ndarray:
     """Paint iris, pupil and sclera into `paint` (H, W, 3) in place; returns the eyes' gloss (H, W) in [0, 1].
 
     vertices (N, 3) um of the head; eyes: centres (2, 3) and radii (2,) in um, the eye at x < 0 first.
@@ -32,9 +34,15 @@ def paint_eyes(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, vertic
     gloss = np.zeros(paint.shape[:2], np.float32)
     gaze = sample_gaze(rng, rotation)
     iris = atlas.head.irises[int(rng.integers(len(atlas.head.irises)))].astype(np.float32) / 255
-    iris = np.clip(iris * rng.uniform(0.55, 1.1) * np.clip(1 + rng.normal(0, 0.08, 3), 0.8, 1.2), 0, 1).astype(np.float32)
+    fairness = np.clip(complexion.tone.mean() / 0.65, 0.35, 1)
+    iris = iris * np.float32(fairness)
+    if rng.random() < 1.15 - fairness * 0.6:
+        iris = iris.mean(-1, keepdims=True) * np.float32([1.25, 0.85, 0.6])
+    iris = iris * rng.uniform(0.5, 0.95) * np.clip(1 + rng.normal(0, 0.08, 3), 0.8, 1.2)
+    iris = np.clip(iris, 0, 1).astype(np.float32)
+    warm_rim = np.ones(3, np.float32) if complexion.gray else np.float32([1, 0.985, 0.98])
     sclera = np.float32([0.80, 0.76, 0.74]) * np.float32(rng.uniform(0.75, 1.08))
-    if gray:
+    if complexion.gray:
         iris = np.repeat((iris @ _LUMA)[..., None], 3, axis=-1)
         sclera = np.repeat(sclera @ _LUMA, 3)
     radius = _IRIS_RADIUS * rng.uniform(0.95, 1.06)
@@ -55,7 +63,7 @@ def paint_eyes(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, vertic
         colour = sample_texture(iris, 0.5 + x * scale, 0.5 - y * scale)
         colour = colour * (1 - 0.55 * smoothstep(0.8, 1.0, reach))[:, None]
         colour = colour * (1 - smoothstep(pupil + 0.06, pupil - 0.02, reach))[:, None] + 0.02
-        white = sclera * (1 - 0.12 * np.clip(reach - 1.2, 0, 1.5))[:, None] * np.float32([1, 0.985, 0.98] if not gray else [1] * 3)
+        white = sclera * (1 - 0.12 * np.clip(reach - 1.2, 0, 1.5))[:, None] * warm_rim
         edge = smoothstep(1.03, 0.93, reach)[:, None]
         paint[texels] = (white + (colour - white) * edge) * atlas.lid_shadow[texels][:, None]
         facing = np.clip((outward @ rotation.T.astype(np.float32)) @ half_way, 0, 1)
@@ -94,7 +102,8 @@ def paint_mouth(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, verti
         colour += (enamel - colour) * shown[:, None]
         colour += (gum - colour) * smoothstep(upper_edge + 9.5e3, upper_edge + 11e3, height)[:, None]
     if rng.random() < 0.55:
-        shown = smoothstep(lower_edge + 250, lower_edge - 250, height) * smoothstep(lower_edge - 9e3, lower_edge - 8e3, height)
+        shown = smoothstep(lower_edge + 250, lower_edge - 250, height)
+        shown = shown * smoothstep(lower_edge - 9e3, lower_edge - 8e3, height)
         colour += (enamel * 0.85 - colour) * (shown * (arch < 30e3))[:, None]
     colour *= (1 - 0.35 * smoothstep(10e3, 28e3, sideways))[:, None] * np.float32(rng.uniform(0.75, 1))
     if gray:

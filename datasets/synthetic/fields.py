@@ -44,6 +44,20 @@ def blend(under: np.ndarray, over: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return under + (over - under) * alpha[..., None]
 
 
+def blend_part(under: np.ndarray, over: np.ndarray, alpha: np.ndarray, box: tuple[slice, slice]) -> None:
+    """`blend` in place, only inside a box of rows and columns; `over` and `alpha` have the whole picture's size."""
+    part = under[box]
+    part += (np.broadcast_to(over, under.shape)[box] - part) * alpha[box][..., None]
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Smallest box of rows and columns around a mask's positive entries; the first pixel where there are none."""
+    rows, columns = np.nonzero(mask.max(axis=1) > 0)[0], np.nonzero(mask.max(axis=0) > 0)[0]
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def draw_polygons(height: int, width: int, polygons: list[np.ndarray]) -> np.ndarray:
     """Antialiased union of filled polygons given as (N, 2) arrays of x, y; float32 (height, width) in [0, 1]."""
     mask = np.zeros((height, width), np.uint8)

@@ -31,7 +31,10 @@ _SAMPLE_EYE_DISTANCE = 62e3  # um
 
 @dataclass(frozen=True)
 class Style:
-    """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1]."""
+    """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1].
+
+    clothes (3,) albedo; neckline: depth under the chin in mm, and slope.
+    """
 
     hair: int
     hat: int
@@ -39,6 +42,7 @@ class Style:
     buzz_cut: float
     alpha_cut: float
     clothes: np.ndarray
+    neckline: tuple[float, float]
 
 
 def streams(seed: int, split: str, index: int) -> dict[str, np.random.Generator]:
@@ -74,7 +78,8 @@ def sample_style(rng: np.random.Generator, wardrobe: Wardrobe, occluders: bool, 
     clothes = random_colour(rng, 0.5)
     if gray:
         clothes = np.full(3, clothes.mean(), np.float32)
-    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), clothes)
+    neckline = (float(rng.uniform(38, 95)), float(rng.uniform(0.0, 0.45)))
+    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), clothes, neckline)
 
 
 class FaceGenerator:
@@ -123,8 +128,8 @@ class FaceGenerator:
     def _pose(self, rng, identity):
         """Expression, head vertices with and without it, and a pose within the encoder's ranges."""
         head = self.atlas.head
-        expression = sample_expression(rng["expression"])
-        both = head.vertices(np.stack([identity, identity]), np.stack([expression, np.zeros_like(expression)]))
+        expression = sample_expression(rng["expression"], head)
+        both = head.vertices(np.stack([identity, identity]), np.stack([expression, head.rest_expression]))
         marks = both[0][head.landmarks].astype(np.float64)
         pose = None
         while pose is None:
@@ -137,7 +142,7 @@ class FaceGenerator:
         painting[..., :3] = paint_skin(rng["skin"], self.atlas, complexion, style.buzz_cut)
         eyes = tuple(part[0] for part in self.atlas.head.eyes(identity[None]))
         albedo = painting[..., :3]
-        gloss = paint_eyes(rng["skin"], self.atlas, albedo, vertices, eyes, pose.rotation, light, gray)
+        gloss = paint_eyes(rng["skin"], self.atlas, albedo, vertices, eyes, pose.rotation, light, complexion)
         paint_mouth(rng["skin"], self.atlas, albedo, vertices, neutral, gray)
         if not clean:
             painting[..., 3] = gloss
@@ -147,7 +152,8 @@ class FaceGenerator:
         """The crop before the camera, (256, 256, 3) float32, and its labels (256, 256) uint8."""
         shadow = 0.0 if clean else rng["light"].uniform(0.2, 0.8) * (rng["light"].random() < 0.7)
         gloss = 0.0 if clean else rng["light"].beta(1.2, 2.0)
-        head = self.renderer.render(vertices, pose, painting, complexion, light, style.clothes, style.buzz_cut, shadow, gloss)
+        head = self.renderer.render(vertices, pose, painting, complexion, light, style.clothes, style.neckline,
+                                    style.buzz_cut, shadow, gloss)
         background = sample_background(rng["background"], SIZE)
         if complexion.gray:
             background = np.repeat(background.mean(-1, keepdims=True), 3, axis=-1)
@@ -172,20 +178,15 @@ class FaceGenerator:
             put_on(canvas, layers["lash"][style.lash], vertices, pose, SUPERSAMPLING, light, complexion.hair * 0.4, 0.3)
         reach = _SAMPLE_EYE_DISTANCE * pose.scale * SUPERSAMPLING * rng.uniform(0.03, 0.12)
         if style.hair >= 0:
-            bare = canvas.picture.copy()
             cover = put_on(canvas, layers["hair"][style.hair], vertices, pose, SUPERSAMPLING, light, complexion.hair,
                            style.alpha_cut)
             lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
-            lit = 1 - (1 - lit) * head.head * (1 - cover)
-            canvas.picture = np.where((cover < 1)[..., None], canvas.picture - bare * ((1 - cover) * (1 - lit))[..., None],
-                                      canvas.picture)
+            canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & head.surface
         if style.hat >= 0:
-            bare = canvas.picture.copy()
             cover = put_on(canvas, layers["hat"][style.hat], vertices, pose, SUPERSAMPLING, light, None, 0.3)
             lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
-            lit = 1 - (1 - lit) * head.head * (1 - cover)
-            canvas.picture = canvas.picture - bare * ((1 - cover) * (1 - lit))[..., None]
+            canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & (outline > 0.5)
 
     def _scene(self, canvas, head, vertices, pose, light, complexion, outline) -> Scene:

@@ -61,7 +61,8 @@ def hand(rng: np.random.Generator, scene: Scene) -> Patch:
     target = scene.landmarks[int(rng.choice([30, 33, 48, 54, 8, 4, 12, 17, 26, 57]))] + rng.normal(0, 0.25, 2) * unit
     direction = rng.choice([-math.pi / 2, -math.pi / 4, -3 * math.pi / 4]) + rng.normal(0, 0.45)
     forward = np.array([math.cos(direction), math.sin(direction)])
-    side = np.array([-forward[1], forward[0]]) * rng.choice([-1, 1])
+    handed = int(rng.choice([-1, 1]))
+    side = np.array([-forward[1], forward[0]]) * handed
     knuckles = target - forward * unit * rng.uniform(0.2, 1.3)
     height = np.zeros((scene.size, scene.size), np.float32)
     shown = np.arange(1, 5) if rng.random() < 0.6 else np.arange(1, 1 + int(rng.integers(1, 4)))
@@ -70,18 +71,19 @@ def hand(rng: np.random.Generator, scene: Scene) -> Patch:
     for finger in shown:
         place = (finger - 2.5) * _KNUCKLE_STEP * unit
         base = knuckles + side * place - forward * abs(finger - 2.3) * 0.07 * unit
-        angle = direction + spread * (finger - 2.5) * np.sign(side @ np.array([-forward[1], forward[0]]))
+        angle = direction + spread * (finger - 2.5) * handed
         joints = _finger_joints(rng, base, angle, _FINGER_LENGTH[finger] * unit)
         radius = _FINGER_RADIUS[finger] * unit
         for part in range(3):
-            _capsule_relief(height, joints[part], joints[part + 1], (radius * (1 - 0.09 * part), radius * (0.91 - 0.09 * part)))
+            radii = radius * (1 - 0.09 * part), radius * (0.91 - 0.09 * part)
+            _capsule_relief(height, joints[part], joints[part + 1], radii)
         wrist = knuckles - forward * unit * 1.5 + side * place * 0.55
         _capsule_relief(height, base, wrist, (radius * 1.25, radius * 1.45))
         creases += [joints[1], joints[2]]
         nails.append(_nail(joints, radius))
     if rng.random() < 0.6 and len(shown) == 4:
         root = knuckles - forward * unit * 0.9 - side * unit * 0.5
-        thumb = _finger_joints(rng, root, direction - 0.6 * np.sign(side @ np.array([-forward[1], forward[0]])), 1.0 * unit)
+        thumb = _finger_joints(rng, root, direction - 0.6 * handed, 1.0 * unit)
         for part in range(3):
             _capsule_relief(height, thumb[part], thumb[part + 1], (0.17 * unit, 0.155 * unit))
     elbow = knuckles - forward * unit * 6

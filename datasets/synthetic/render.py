@@ -14,7 +14,7 @@ from .lighting import Light
 from .pose import CROP, Pose
 from .skin import Complexion
 
-SUPERSAMPLING = 1.5
+SUPERSAMPLING = 1.25
 SIZE = int(CROP * SUPERSAMPLING)
 FACE, OCCLUSION, BACKGROUND = 0, 1, 2
 
@@ -23,9 +23,9 @@ FACE, OCCLUSION, BACKGROUND = 0, 1, 2
 class HeadPicture:
     """The bare head on the canvas.
 
-    picture (S, S, 3); depth (S, S) um, -inf outside; normals (S, S, 3) camera space, (0, 0, 1) outside; face (S, S) bool:
-    the face model's surface but for the mouth's inside; surface (S, S) bool: all of it; head (S, S) bool: any part of the
-    head, worn clothes left out.
+    picture (S, S, 3); depth (S, S) um, -inf outside; normals (S, S, 3) camera space, (0, 0, 1) outside;
+    face (S, S) bool: the face model's surface but for the mouth's inside; surface (S, S) bool: all of it;
+    head (S, S) bool: any part of the head, worn clothes left out.
     """
 
     picture: np.ndarray
@@ -49,8 +49,17 @@ class HeadRenderer:
         self._is_face = np.zeros(count, bool)
         self._is_face[atlas.head.face_triangles] = True
         attributes = atlas.head.attributes
-        self._attributes = np.stack([attributes["scalp"], attributes["clothes"], attributes["beard"]], axis=1)
+        self._scalp = attributes["scalp"][:, None]
+        self._below_chin = atlas.mean_vertices[atlas.head.landmarks[8], 1] - atlas.mean_vertices[:, 1]
+        self._sideways = np.abs(atlas.mean_vertices[:, 0])
         self._texel = np.nan_to_num(atlas.vertex_texel)
+
+    def neckline(self, depth: float, slope: float) -> np.ndarray:
+        """How far (N, 1) in mm each vertex lies below a neckline; clothes are where it is positive.
+
+        The neckline lies `depth` mm under the chin in front and rises to the sides by `slope`.
+        """
+        return ((self._below_chin + slope * self._sideways) / 1e3 - depth)[:, None].astype(np.float32)
 
     def normals(self, vertices: np.ndarray) -> np.ndarray:
         """Unit vertex normals (N, 3), area-weighted."""
@@ -75,20 +84,23 @@ class HeadRenderer:
         return np.clip((nearest - seen[:, 2] - 5e3) / 5e3, 0, 1).astype(np.float32)
 
     def render(self, vertices: np.ndarray, pose: Pose, painting: np.ndarray, complexion: Complexion, light: Light,
-               clothes: np.ndarray, buzz_cut: float, shadow: float, gloss: float) -> HeadPicture:
+               clothes: np.ndarray, neckline: tuple[float, float], buzz_cut: float, shadow: float,
+               gloss: float) -> HeadPicture:
         """The bare head.
 
         vertices (N, 3) um; painting (H, W, 4): albedo and eye gloss of the face; clothes (3,) albedo;
+        neckline: see there;
         shadow, gloss in [0, 1]: strengths of cast shadows and of highlights (0 gives exactly albedo times shade).
         """
         head = self.atlas.head
         placed = pose.project(vertices, SUPERSAMPLING)
         triangle, depth, barycentrics = rasterize(placed, head.triangles, (SIZE, SIZE), cull=True)
-        covered = np.nonzero(triangle >= 0)
-        shown, weight = triangle[covered], barycentrics[covered]
+        covered = np.flatnonzero(triangle >= 0)
+        shown, weight = triangle.reshape(-1)[covered], barycentrics.reshape(-1, 3)[covered]
         rotated = vertices @ pose.rotation.T.astype(np.float32)
         lost = self.cast_shadow(rotated, light)[:, None] if shadow > 0 else np.zeros((len(vertices), 1), np.float32)
-        channels = np.concatenate([self.normals(rotated), self._texel, self._attributes, lost], axis=1)
+        channels = np.concatenate(
+            [self.normals(rotated), self._texel, self._scalp, self.neckline(*neckline), lost], axis=1)
         corners = head.triangles[shown]
         values = sum(channels[corners[:, k]] * weight[:, k:k + 1] for k in range(3))
         normal = values[:, :3] / (np.linalg.norm(values[:, :3], axis=1, keepdims=True) + 1e-6)
@@ -97,7 +109,7 @@ class HeadRenderer:
         lit = albedo * light.shade(normal)
         if shadow > 0:
             facing = np.clip(normal @ light.direction * 2, 0, 1)
-            lit *= 1 - (shadow * light.hardness * facing * values[:, 8])[:, None]
+            lit *= 1 - (shadow * light.hardness * facing * values[:, 7])[:, None]
         if gloss > 0:
             lit += self._highlights(normal, light, eye_gloss, gloss, values[:, 6])[:, None]
         return self._compose(covered, lit, depth, normal, on_face, shown, values[:, 6])
@@ -113,7 +125,7 @@ class HeadRenderer:
         colour = sample_texture(complexion.skin, uv[:, 0], uv[:, 1])
         scalp, worn = values[rest, 5:6], values[rest, 6:7]
         colour = colour + (complexion.hair - colour) * scalp * buzz_cut
-        colour = colour + (clothes - colour) * np.clip(worn * 3 - 1, 0, 1)
+        colour = colour + (clothes - colour) * np.clip(worn, 0, 1)
         result[rest, :3] = colour
         return result[:, :3], result[:, 3]
 
@@ -123,18 +135,18 @@ class HeadRenderer:
         half_way = light.direction + np.float32([0, 0, 1])
         half_way = half_way / max(np.linalg.norm(half_way), 1e-3)
         shine = np.clip(normal @ half_way, 0, 1) ** (12 + 40 * gloss)
-        return 0.22 * gloss * light.hardness * shine * (1 - np.clip(clothes * 2, 0, 1)) + eye_gloss
+        return 0.22 * gloss * light.hardness * shine * (clothes < 0) + eye_gloss
 
     def _compose(self, covered, lit, depth, normal, on_face, shown, clothes) -> HeadPicture:
         picture = np.zeros((SIZE, SIZE, 3), np.float32)
         normals = np.zeros((SIZE, SIZE, 3), np.float32)
         normals[..., 2] = 1
         face, surface, head = (np.zeros((SIZE, SIZE), bool) for _ in range(3))
-        picture[covered] = lit
-        normals[covered] = normal
-        surface[covered] = on_face
-        face[covered] = on_face & (self.atlas.head.region[shown] != MOUTH)
-        head[covered] = clothes < 0.5
+        picture.reshape(-1, 3)[covered] = lit
+        normals.reshape(-1, 3)[covered] = normal
+        surface.reshape(-1)[covered] = on_face
+        face.reshape(-1)[covered] = on_face & (self.atlas.head.region[shown] != MOUTH)
+        head.reshape(-1)[covered] = clothes < 0
         return HeadPicture(picture, depth.copy(), normals, face, surface, head)
 
 
@@ -172,7 +184,11 @@ def clothes_behind(rng: np.random.Generator, background: np.ndarray, picture: He
 
 def reduce_labels(face: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Canvas masks (S, S) bool to labels (256, 256) uint8: the class that covers most of a pixel."""
-    shares = np.stack([
-        cv2.resize(mask.astype(np.float32), (CROP, CROP), interpolation=cv2.INTER_AREA)
-        for mask in (face & ~hidden, hidden, ~face & ~hidden)])
-    return shares.argmax(axis=0).astype(np.uint8)
+    masks = (mask.astype(np.uint8) * 250 for mask in (face & ~hidden, hidden))
+    face_share, hidden_share = (
+        cv2.resize(mask, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.int16) for mask in masks)
+    rest = 250 - face_share - hidden_share
+    labels = np.full((CROP, CROP), BACKGROUND, np.uint8)
+    labels[(hidden_share >= rest) & (hidden_share > face_share)] = OCCLUSION
+    labels[(face_share >= rest) & (face_share >= hidden_share)] = FACE
+    return labels

@@ -17,8 +17,8 @@ class Scene:
     """The rendered head in its crop of `size` x `size` pixels.
 
     landmarks: (68, 2) x, y pixels; points: (68, 3) model coordinates in um; project: model points (N, 3) um to
-    (row, column, depth) in the crop; depth (S, S) um of the head and its hair, -inf elsewhere; outline (S, S) float: 1 within
-    about the head's outline; normals (S, S, 3) smoothed unit normals of the head, facing the camera elsewhere;
+    (row, column, depth) in the crop; depth (S, S) um of the head and its hair, -inf elsewhere; outline (S, S) float: 1
+    within about the head's outline; normals (S, S, 3) smoothed unit normals of the head, facing the camera elsewhere;
     eye_distance: pixels that 62 mm, a usual distance of the eyes, cover.
     """
 
@@ -50,7 +50,7 @@ class Patch:
 
 def lay_over(rng: np.random.Generator, scene: Scene, picture: np.ndarray, labels: np.ndarray, patch: Patch,
              occlusion: int) -> np.ndarray:
-    """The picture with the patch and its soft shadow; `labels` (S, S) gets `occlusion` where the patch hides the head."""
+    """The picture with the patch and its soft shadow; `labels` (S, S) gets `occlusion` where it hides the head."""
     if patch.shadow > 0:
         reach = scene.eye_distance * rng.uniform(0.03, 0.10)
         away = -scene.light.direction[:2] * reach

@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 
 from .atlas import DETAIL, HEIGHT, SKIN, UV_HEIGHT, UV_WIDTH, WIDTH, Atlas
-from .fields import blend, smooth_noise
+from .fields import blend_part, bounding_box, smooth_noise
 
 # Mean albedo of faces from very fair to very dark, display RGB at shade 1.
 _TONES = np.float32([[.93, .76, .68], [.88, .68, .58], [.82, .61, .49], [.74, .53, .41], [.60, .42, .31],
                      [.45, .31, .23], [.33, .22, .17]])
-_HAIR = np.float32([[.05, .045, .04], [.09, .07, .06], [.14, .10, .07], [.22, .15, .10], [.30, .20, .13],
-                    [.43, .30, .18], [.60, .46, .29], [.72, .60, .42], [.45, .21, .11], [.52, .52, .52], [.78, .77, .75]])
+_HAIR = np.float32([[.06, .052, .05], [.09, .07, .06], [.14, .10, .07], [.22, .15, .10], [.30, .20, .13],
+                    [.43, .30, .18], [.60, .46, .29], [.72, .60, .42], [.45, .21, .11], [.52, .52, .52],
+                    [.78, .77, .75]])
 _HAIR_ODDS = np.array([.16, .16, .16, .14, .11, .08, .06, .03, .03, .05, .02])
 _LUMA = np.float32([0.299, 0.587, 0.114])
 
@@ -44,7 +45,7 @@ def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Com
     weight = rng.gamma(0.25, 1.0, len(means)) * np.exp(-distance / 0.35) + 1e-9
     chosen = np.argsort(weight)[-3:]
     weight = weight[chosen] / weight[chosen].sum()
-    skin = np.tensordot(weight.astype(np.float32), atlas.head.skins[chosen].astype(np.float32) / 255, axes=1)
+    skin = sum(atlas.head.skins[k] * np.float32(share / 255) for k, share in zip(chosen, weight))
     own = np.tensordot(weight, means[chosen], axes=1)
     keep = rng.uniform(0, 0.5)
     tone = np.float32(np.clip(tone * (1 - keep) + own * keep, 0.08, 0.95))
@@ -87,7 +88,7 @@ def _tone_changes(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
 
 def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndarray:
     """Pores, freckles, moles and spots."""
-    grain = smooth_noise(rng, HEIGHT, WIDTH, (140.0, 280.0))
+    grain = smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 4, WIDTH / 2))
     paint = paint * (1 + rng.gamma(1.5, 0.009) * grain)[..., None]
     if rng.random() < 0.15:
         noise = smooth_noise(rng, HEIGHT, WIDTH, (110.0,)) + 0.6 * atlas.attributes["blush"]
@@ -95,7 +96,7 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
         paint = paint * (1 - rng.uniform(0.1, 0.3) * freckles[..., None] * np.float32([0.6, 1.0, 1.2]))
     for _ in range(int(rng.poisson(0.8))):
         row, column = int(rng.integers(20, HEIGHT - 20)), int(rng.integers(60, WIDTH - 60))
-        radius = rng.uniform(1.0, 3.2)
+        radius = rng.uniform(0.5, 1.5) * DETAIL
         reach = int(3 * radius) + 1
         rows, columns = np.mgrid[-reach:reach + 1, -reach:reach + 1]
         spot = np.exp(-(rows ** 2 + columns ** 2) / (2 * radius ** 2)) * rng.uniform(0.2, 0.65)
@@ -105,58 +106,59 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
     return paint
 
 
-def _lips(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+def _lips(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray, made_up: bool) -> None:
     lip = atlas.attributes["lip"]
     natural = complexion.tone * np.float32([0.93, 0.70, 0.72]) * np.float32(rng.uniform(0.85, 1.05))
-    paint = blend(paint, natural, lip * np.float32(rng.uniform(0.1, 0.8)))
-    if rng.random() < 0.25:
+    blend_part(paint, natural, lip * np.float32(rng.uniform(0.1, 0.8)), atlas.boxes["lip"])
+    if made_up and rng.random() < 0.6:
         stick = np.float32([0.72, 0.16, 0.22]) * np.float32(np.clip(rng.normal(1, [0.2, 0.5, 0.4]), 0.3, 1.8))
-        paint = blend(paint, np.clip(stick, 0.05, 0.9), lip * np.float32(rng.uniform(0.3, 0.85)))
-    return paint
+        blend_part(paint, np.clip(stick, 0.05, 0.9), lip * np.float32(rng.uniform(0.3, 0.85)), atlas.boxes["lip"])
 
 
-def _hair_on_face(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+def _hair_on_face(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> None:
     """Stubble, moustaches, beards and the shadow of short hair on the scalp."""
-    kind = rng.choice(["none", "stubble", "moustache", "beard"], p=[0.6, 0.2, 0.06, 0.14])
+    kind = rng.choice(["none", "stubble", "moustache", "beard"], p=[0.45, 0.3, 0.08, 0.17])
     beard, moustache = atlas.attributes["beard"], atlas.attributes["moustache"]
     if kind == "none":
-        return paint
+        return
     strength = {"stubble": rng.uniform(0.08, 0.45), "moustache": 0.0, "beard": rng.uniform(0.2, 0.7)}[kind]
     above = {"stubble": strength, "moustache": rng.uniform(0.4, 0.9), "beard": strength * rng.uniform(0.4, 1.1)}[kind]
-    fine = smooth_noise(rng, HEIGHT, WIDTH, (150.0, 256.0))
+    fine = smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 3.5, WIDTH / 2))
     coarse = smooth_noise(rng, HEIGHT, WIDTH, (20.0,))
-    density = np.clip(np.maximum(beard * strength, moustache * above) * (1 + 0.35 * fine + 0.15 * coarse), 0, 0.95)
+    density = np.clip(np.maximum(beard * strength, moustache * above) * (1 + 0.2 * fine + 0.12 * coarse), 0, 0.95)
     colour = complexion.hair * np.float32(rng.uniform(0.8, 1.2))
     if kind == "stubble":
         colour = 0.5 * colour + 0.5 * complexion.tone * np.float32([0.42, 0.45, 0.5])
-    paint = blend(paint, colour, density)
+    blend_part(paint, colour, density, bounding_box(density))
     if kind == "beard" and atlas.beards:
         painted = atlas.beards[int(rng.integers(len(atlas.beards)))]
-        paint = blend(paint, colour * painted[..., :3].mean(-1, keepdims=True), painted[..., 3] * rng.uniform(0.3, 0.95))
-    return paint
+        alpha = painted[..., 3] * np.float32(rng.uniform(0.3, 0.95))
+        blend_part(paint, colour * painted[..., :3].mean(-1, keepdims=True), alpha, bounding_box(alpha))
 
 
-def _brows(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+def _brows(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> None:
     painted = atlas.brows[int(rng.integers(len(atlas.brows)))]
     moved = np.float32([[1, 0, 0], [0, rng.uniform(0.9, 1.12), 0]])
     rows = np.nonzero(painted[..., 3].max(axis=1) > 0.2)[0]
-    moved[1, 2] = rows.mean() * (1 - moved[1, 1]) + rng.normal(0, 2.0) * DETAIL / 2
+    moved[1, 2] = rows.mean() * (1 - moved[1, 1]) + rng.normal(0, DETAIL)
     alpha = cv2.warpAffine(np.ascontiguousarray(painted[..., 3]), moved, (WIDTH, HEIGHT))
+    if rng.random() < 0.6:
+        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.4) * DETAIL) * rng.uniform(1.1, 2.2)
     alpha = np.clip(alpha * rng.uniform(0.55, 1.25), 0, 0.95) * (atlas.region == SKIN)
-    texture = 1 + 0.25 * smooth_noise(rng, HEIGHT, WIDTH, (200.0,))
+    texture = 1 + 0.25 * smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 2.5,))
     colour = np.minimum(complexion.hair * np.float32(rng.uniform(0.45, 0.95)), complexion.tone * 0.75)
-    return blend(paint, colour * texture[..., None], alpha)
+    blend_part(paint, colour * texture[..., None], alpha, bounding_box(alpha))
 
 
-def _make_up(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> np.ndarray:
+def _make_up(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> None:
     eyelid = atlas.attributes["eyelid"]
-    if rng.random() < 0.35:
-        paint = paint * (1 - eyelid * np.float32(rng.uniform(0.2, 0.75)))[..., None]
-    if rng.random() < 0.12 and not complexion.gray:
+    if rng.random() < 0.8:
+        blend_part(paint, np.float32([0, 0, 0]), eyelid * np.float32(rng.uniform(0.2, 0.75)), atlas.boxes["eyelid"])
+    if rng.random() < 0.3 and not complexion.gray:
         shadow = cv2.resize(cv2.GaussianBlur(_coarse(eyelid), (0, 0), 3.5), (WIDTH, HEIGHT))
         colour = rng.random(3).astype(np.float32) * 0.6
-        paint = blend(paint, colour, np.clip(shadow * rng.uniform(0.3, 1.2), 0, 0.6))
-    return paint
+        shadow = np.clip(shadow * rng.uniform(0.3, 1.2), 0, 0.6)
+        blend_part(paint, colour, shadow, bounding_box(shadow > 0.01))
 
 
 def paint_skin(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, buzz_cut: float) -> np.ndarray:
@@ -170,12 +172,17 @@ def paint_skin(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, b
                       borderMode=cv2.BORDER_REPLICATE)
     paint = paint * cv2.resize(_tone_changes(rng, atlas), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
     paint = _marks(rng, atlas, paint)
-    paint = _lips(rng, atlas, complexion, paint)
-    paint = _hair_on_face(rng, atlas, complexion, paint)
+    made_up = rng.random() < 0.35
+    _lips(rng, atlas, complexion, paint, made_up)
+    if not made_up:
+        _hair_on_face(rng, atlas, complexion, paint)
     if buzz_cut > 0:
-        paint = blend(paint, complexion.hair, atlas.attributes["scalp"] * np.float32(buzz_cut))
-    paint = _make_up(rng, atlas, complexion, paint)
-    paint = _brows(rng, atlas, complexion, paint)
+        edge = 1 + 0.5 * smooth_noise(rng, HEIGHT, WIDTH, (60.0, 150.0))
+        density = np.clip(atlas.attributes["scalp"] * edge, 0, 1) * np.float32(buzz_cut)
+        blend_part(paint, complexion.hair, density, atlas.boxes["scalp"])
+    if made_up:
+        _make_up(rng, atlas, complexion, paint)
+    _brows(rng, atlas, complexion, paint)
     if complexion.gray:
         paint = np.repeat((paint @ _LUMA)[..., None], 3, axis=-1)
     return np.clip(paint, 0.01, 1).astype(np.float32)

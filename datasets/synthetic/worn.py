@@ -11,7 +11,6 @@ import numpy as np
 from datasets.default_3dmm.head import Layer
 
 from .atlas import Atlas, rasterize, sample_texture
-from .fields import smoothstep
 from .lighting import Light
 from .pose import Pose
 
@@ -106,7 +105,7 @@ def put_on(canvas: Canvas, worn: WornLayer, head_vertices: np.ndarray, pose: Pos
            colour: np.ndarray | None, alpha_cut: float) -> np.ndarray:
     """Lay a layer over the canvas, shell by shell; returns its coverage (S, S) float32.
 
-    colour (3,): dye for hair and lashes, whose texture then only gives light and dark; None keeps the texture's colours.
+    colour (3,): dye for hair and lashes, whose texture then only gives light and dark; None keeps its own colours.
     alpha_cut in [0, 1): alphas below it vanish, the rest is stretched.
     """
     points = worn.layer.positions(head_vertices)
@@ -116,10 +115,10 @@ def put_on(canvas: Canvas, worn: WornLayer, head_vertices: np.ndarray, pose: Pos
     coverage = np.zeros(size, np.float32)
     for number, shell in enumerate(worn.shells):
         triangle, depth, barycentrics = rasterize(placed, shell, size)
-        rows, columns = np.nonzero((triangle >= 0) & (depth > canvas.depth))
-        if not len(rows):
+        seen = np.flatnonzero(depth > canvas.depth)
+        if not len(seen):
             continue
-        chosen, weight = shell[triangle[rows, columns]], barycentrics[rows, columns]
+        chosen, weight = shell[triangle.reshape(-1)[seen]], barycentrics.reshape(-1, 3)[seen]
         at = np.einsum("nkc,nk->nc", worn.layer.uv[chosen], weight)
         texel = sample_texture(worn.texture, at[:, 0], at[:, 1])
         alpha = np.clip((texel[:, 3] - alpha_cut) / max(0.85 - alpha_cut, 0.05), 0, 1)
@@ -129,11 +128,13 @@ def put_on(canvas: Canvas, worn: WornLayer, head_vertices: np.ndarray, pose: Pos
         else:
             relative = texel[:, :3].mean(axis=1, keepdims=True) / worn.luminance
             depth_shade = 0.62 + 0.38 * (number + 1) / len(worn.shells)
-            lit = colour * np.clip(0.25 + 0.75 * relative, 0, 2.2) * shade * depth_shade
-        canvas.picture[rows, columns] += (lit - canvas.picture[rows, columns]) * alpha[:, None]
-        coverage[rows, columns] = np.maximum(coverage[rows, columns], alpha)
-        solid = alpha > 0.5
-        canvas.depth[rows[solid], columns[solid]] = depth[rows[solid], columns[solid]]
+            lit = (colour * np.clip(0.25 + 0.75 * relative, 0, 2.2) + 0.03 * relative ** 2) * shade * depth_shade
+        picture, flat_coverage = canvas.picture.reshape(-1, 3), coverage.reshape(-1)
+        under = picture[seen]
+        picture[seen] = under + (lit - under) * alpha[:, None]
+        flat_coverage[seen] = np.maximum(flat_coverage[seen], alpha)
+        solid = seen[alpha > 0.5]
+        canvas.depth.reshape(-1)[solid] = depth.reshape(-1)[solid]
     return coverage
 
 
@@ -157,4 +158,4 @@ def shadow_of(coverage: np.ndarray, light: Light, reach: float, strength: float)
     moved = np.float32([[1, 0, away[0]], [0, 1, -away[1]]])
     cast = cv2.warpAffine(coverage, moved, coverage.shape[::-1])
     cast = cv2.GaussianBlur(cast, (0, 0), max(reach * 0.7, 1.0))
-    return 1 - strength * smoothstep(0.0, 1.0, cast)
+    return 1 - strength * cast
