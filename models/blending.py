@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 TELEA_RADIUS = 5  # pixels around a hidden pixel that Telea's method looks at
 RELAXATIONS = 4  # smoothing sweeps per pyramid level
+RIM = 4  # pixels around the face over which its colours run into what is filled in beside it
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
@@ -55,6 +56,20 @@ def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known
     weight = known.to(rendered.dtype) * ~hole
     correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight)
     return torch.where(hole, (rendered + correction).clamp(-1, 1), image)
+
+
+def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
+    """Fill hidden pixels beside the face from its surroundings, so that skin does not spread over the background.
+
+    image (B, 3, H, W) in [-1, 1], the face in place; hole (B, 1, H, W) bool, what is to be filled; face (B, 1, H, W)
+    bool, the pixels that show the face, outside the hole. Telea's method from the visible pixels that are no face, then again
+    from both sides over the RIM pixels next to the face, for a soft outline. Where the whole surroundings are hidden,
+    from the face. Pixels outside the hole come back bit-identical; hidden pixels are not read.
+    """
+    surroundings = torch.where(hole, telea(image, hole | face), image)
+    rim = F.max_pool2d(face.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0
+    all_hidden = (hole | face).flatten(1).all(1)[:, None, None, None]
+    return telea(surroundings, hole & (rim | all_hidden))
 
 
 def telea(image: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 import zbuffer
 from models import lighting
-from models.blending import blend, from_uint8, telea, to_uint8
+from models.blending import blend, fill_beside, from_uint8, to_uint8
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
@@ -56,8 +56,8 @@ class Completion:
 
     output (B, 3, H, W) in [-1, 1], bit-identical to the input outside the hole; hole (B, 1, H, W) bool.
     code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x
-    (column), y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256) log-uncertainty: the
-    inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1 outside the face.
+    (column), y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256)
+    log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1 outside the face.
     shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
     rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
     face (B, 3, H, W): label probabilities of the completed image, or None without an occlusion net.
@@ -185,7 +185,7 @@ class FaceCompletion(nn.Module):
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
             masked = torch.where(hole, 0, image)
             covered = blend(masked, hole & coverage, rendered, known * coverage * ~hole)
-            seen = telea(covered, hole & ~coverage)
+            seen = fill_beside(covered, hole & ~coverage, coverage)
             if self.occlusion is not None:
                 face = self._label(seen)
                 known = face[:, FACE:FACE + 1]  # hair, glasses and background say nothing about the face's colours
@@ -205,6 +205,8 @@ def _check(image: torch.Tensor, hole: torch.Tensor) -> None:
     if image.dim() != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) not in ((CROP_SIZE,) * 2, (WINDOW_SIZE,) * 2):
         raise ValueError(f"expected aligned images (B, 3, {CROP_SIZE}, {CROP_SIZE}) or their (B, 3, {WINDOW_SIZE}, "
                          f"{WINDOW_SIZE}) windows, got {tuple(image.shape)}")
+    if not len(image):
+        raise ValueError("the batch is empty")
     if hole.shape != (len(image), 1, *image.shape[2:]):
         raise ValueError(f"expected a hole of shape {(len(image), 1, *image.shape[2:])}, got {tuple(hole.shape)}")
 

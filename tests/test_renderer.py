@@ -82,7 +82,8 @@ def test_vertex_normals_are_weighted_by_area_and_outward():
     triangles = torch.tensor([[0, 1, 2], [0, 2, 3]])  # areas 1/2 and 3/2, normals +z and +x
     normals = vertex_normals(vertices, triangles)[0]
     assert torch.allclose(normals[0], torch.nn.functional.normalize(torch.tensor([3.0, 0, 1]), dim=0))
-    assert torch.allclose(normals[1], torch.tensor([0.0, 0, 1])) and torch.allclose(normals[3], torch.tensor([1.0, 0, 0]))
+    assert torch.allclose(normals[1], torch.tensor([0.0, 0, 1]))
+    assert torch.allclose(normals[3], torch.tensor([1.0, 0, 0]))
     assert torch.equal(normals[4], torch.zeros(3))
 
 
@@ -142,7 +143,7 @@ def test_mirrored_image_unwraps_to_the_mirrored_map(renderer):
 
 
 def first_hit(vertices, triangles, points):
-    """Depth of the nearest front face over each point (N, 3) of [row, column, depth], float64, by testing all triangles."""
+    """Depth of the nearest front face over each point (N, 3) of [row, column, depth], by testing every triangle."""
     corners = vertices[triangles].double()
     a, b, c = corners.unbind(1)
     p = points[:, None].double()

@@ -1,0 +1,111 @@
+"""Smooth filling, the seam of a hole, and holes beside the face."""
+from __future__ import annotations
+
+import face_samples
+import pytest
+import torch
+
+from models.blending import blend, fill_beside, from_uint8, pull_push, telea, to_uint8
+
+
+def square_hole(size, top, bottom, left, right, batch=1):
+    hole = torch.zeros(batch, 1, size, size, dtype=torch.bool)
+    hole[:, :, top:bottom, left:right] = True
+    return hole
+
+
+def test_uint8_mapping_is_exact_both_ways():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert from_uint8(levels).min() == -1 and from_uint8(levels).max() == 1
+    assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 50), (1, 9), (1, 1)])
+def test_pull_push_keeps_what_is_known_and_a_constant(size):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 3, *size, generator=generator)
+    weight = (torch.rand(2, 1, *size, generator=generator) > 0.5).float()
+    weight[..., 0, 0] = 1
+    filled = pull_push(values, weight)
+    assert torch.equal(filled[weight.expand_as(filled) == 1], values[weight.expand_as(filled) == 1])
+    assert torch.allclose(pull_push(torch.full_like(values, 0.3), weight), torch.tensor(0.3), atol=1e-6)
+
+
+def test_pull_push_is_close_to_the_membrane():
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    harmonic = torch.stack([rows, columns, rows * columns])[None]
+    weight = (~square_hole(64, 12, 52, 12, 52)).float()
+    assert (pull_push(harmonic * weight, weight) - harmonic).abs().max() < 0.15
+    assert (pull_push(harmonic * weight, weight) - harmonic).abs().mean() < 0.02
+
+
+def test_pull_push_does_not_read_unknown_values_nor_other_items():
+    values, weight = face_samples.picture(2, 48), (~square_hole(48, 10, 30, 5, 40, batch=2)).float()
+    filled = pull_push(values, weight)
+    changed = torch.where(weight == 0, 1e3, values)
+    assert torch.equal(pull_push(changed, weight), filled)
+    assert torch.equal(pull_push(values[1:], weight[1:]), filled[1:])
+
+
+def test_pull_push_of_nothing_is_zero():
+    assert (pull_push(torch.rand(1, 3, 20, 20), torch.zeros(1, 1, 20, 20)) == 0).all()
+
+
+def test_pull_push_gradient():
+    values = torch.rand(1, 1, 5, 4, dtype=torch.float64, requires_grad=True)
+    weight = (torch.rand(1, 1, 5, 4, generator=torch.Generator().manual_seed(0)) > 0.4).double()
+    assert torch.autograd.gradcheck(lambda x: pull_push(x, weight), values)
+
+
+def test_blend_removes_a_difference_in_brightness_and_keeps_the_rest():
+    image = face_samples.picture(1, 64) * 0.4
+    hole = square_hole(64, 20, 44, 20, 44)
+    blended = blend(image, hole, image - 0.5, torch.ones(1, 1, 64, 64))
+    assert (blended - image).abs().max() < 1e-5
+    assert torch.equal(blended[~hole.expand_as(blended)], image[~hole.expand_as(image)])
+
+
+def test_blend_is_clamped_in_the_hole_and_ignores_what_is_unknown():
+    image, hole = torch.full((1, 3, 32, 32), 0.9), square_hole(32, 8, 24, 8, 24)
+    known = torch.zeros(1, 1, 32, 32)
+    blended = blend(image, hole, torch.full_like(image, 1.7), known)
+    assert (blended[hole.expand_as(blended)] == 1).all()
+    known[..., :4, :] = 1
+    changed = torch.where(known > 0, image, -1)
+    rendered = torch.full_like(image, 0.2)
+    inside = hole.expand_as(image)
+    assert torch.equal(blend(changed, hole, rendered, known)[inside], blend(image, hole, rendered, known)[inside])
+
+
+def test_telea_fills_from_outside_and_leaves_the_rest_alone():
+    image = face_samples.picture(2, 64)
+    hole = torch.cat([square_hole(64, 20, 40, 20, 40), square_hole(64, 0, 0, 0, 0)])
+    filled = telea(image, hole)
+    assert torch.equal(filled[~hole.expand_as(filled)], image[~hole.expand_as(image)])
+    hidden_nan = torch.where(hole, torch.nan, image)
+    assert torch.equal(telea(hidden_nan, hole), filled)
+    flat = telea(torch.full((1, 3, 64, 64), 0.6), hole[:1])
+    assert (flat - 0.6).abs().max() < 4 / 127.5  # its own rounding drifts by some levels
+    assert (telea(image[:1], torch.ones(1, 1, 64, 64, dtype=torch.bool)) == 0).all()
+    assert telea(image[:0], hole[:0]).shape == (0, 3, 64, 64)
+
+
+def test_fill_beside_the_face_takes_the_surroundings_and_a_soft_outline():
+    face = square_hole(96, 30, 66, 30, 66)
+    image = torch.where(face, 0.8, -0.6).expand(1, 3, 96, 96)
+    hole = square_hole(96, 10, 86, 10, 86) & ~face
+    filled = fill_beside(torch.where(hole, torch.nan, image), hole, face)
+    assert torch.equal(filled[~hole.expand_as(filled)], image[~hole.expand_as(image)])
+    away = square_hole(96, 10, 24, 10, 86).expand_as(image)
+    assert (filled[away] + 0.6).abs().max() < 8 / 127.5  # no skin six pixels away from the face
+    rim = filled[0, 0, 48, 66:70]
+    assert (rim[:-1] >= rim[1:] - 0.05).all() and -0.7 < rim.min() and rim.max() < 0.85
+
+
+def test_fill_beside_continues_the_face_where_nothing_else_is_visible():
+    face = square_hole(64, 20, 44, 20, 44)
+    filled = fill_beside(torch.where(face, 0.5, 0.0).expand(1, 3, 64, 64), ~face, face)
+    assert (filled - 0.5).abs().max() < 12 / 127.5
+    nothing = torch.zeros_like(face)
+    assert (fill_beside(torch.ones(1, 3, 64, 64), ~nothing, nothing) == 0).all()
