@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -100,18 +101,20 @@ int64_t rasterize(const Job<Scalar>& job, int64_t threads) {
   if (bad != kSuccess || job.items == 0 || pixels == 0) return bad;
   const int64_t useful = std::max<int64_t>(1, job.triangle_count / kSmallestSlice);
   const int64_t slices = std::min(useful, (threads + job.items - 1) / job.items);
-  std::vector<uint64_t> keys(job.items * slices * pixels, 0);
+  const std::unique_ptr<uint64_t[]> keys(new uint64_t[job.items * slices * pixels]);
   run_tasks(job.items * slices, threads, [&](int64_t task) {
     const int64_t slice = task % slices;
+    uint64_t* image = keys.get() + task * pixels;
+    std::fill(image, image + pixels, 0);
     draw_slice(job, task / slices, job.triangle_count * slice / slices, job.triangle_count * (slice + 1) / slices,
-               keys.data() + task * pixels);
+               image);
   });
   const int64_t strips = (job.height + kRowsPerTask - 1) / kRowsPerTask;
   run_tasks(job.items * strips, threads, [&](int64_t task) {
     const int64_t item = task / strips;
     const int first = static_cast<int>(task % strips * kRowsPerTask);
     const int last = static_cast<int>(std::min<int64_t>(first + kRowsPerTask, job.height));
-    resolve_rows(job, item, first, last, slices, keys.data() + item * slices * pixels);
+    resolve_rows(job, item, first, last, slices, keys.get() + item * slices * pixels);
   });
   return kSuccess;
 }
