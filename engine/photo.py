@@ -5,7 +5,7 @@ Pictures written per photo (all but `complete_output` are of the aligned 256x256
     original.png         the aligned face          texture_in.png       what is visible of it, on the UV map
     mask.png             its hole, 255 = hidden    texture_out.png      the completed UV map
     input.png            the face, hole in grey    complete_output.png  the photo with the completed face in its place
-    output.png           the completed face        overview.jpg         all of them side by side
+    output.png           the completed face        overview.png         all of them side by side
 """
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def write_pictures(result: CompletedPhoto, folder: Path) -> None:
     for name in ("original", "input", "output", "complete_output", "texture_in", "texture_out"):
         write_image(folder / f"{name}.png", getattr(result, name))
     write_image(folder / "mask.png", result.hole)
-    write_image(folder / "overview.jpg", overview(result))
+    write_image(folder / "overview.png", overview(result))
 
 
 def write_landmarks(result: CompletedPhoto, path: Path) -> None:

@@ -24,7 +24,7 @@ from utils.images import read_image, read_mask, write_image
 from utils.logging import run_script
 
 PICTURES = {"original.png", "input.png", "mask.png", "output.png", "complete_output.png", "texture_in.png",
-            "texture_out.png", "overview.jpg"}
+            "texture_out.png", "overview.png"}
 RED = (255, 0, 0)  # an occluder to the stand-in
 
 
