@@ -32,9 +32,12 @@ TRAINING_MAPS = 500
 
 @dataclass
 class FaceMaps:
-    """Fields over the 192x256 UV map. inside (H, W) bool; region (H, W); position (H, W, 3) micrometres on the mean face;
-    masks: name -> (H, W) in [0, 1]; skins (n, H, W, 3) and brows (m, H, W) opacity; eye_angle (H, W) radians from the
-    gaze; mouth_share (H, W): 0 at the upper lip, 1 at the lower one."""
+    """Fields over the 192x256 UV map.
+
+    inside (H, W) bool; region (H, W); position (H, W, 3) micrometres on the mean face; masks: name -> (H, W) in [0, 1];
+    skins (n, H, W, 3) albedo; brows (m, H, W) opacity; eye_angle (H, W) radians from the gaze; mouth_share (H, W): 0 at
+    the upper lip, 1 at the lower one.
+    """
 
     inside: np.ndarray
     region: np.ndarray

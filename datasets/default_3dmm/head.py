@@ -57,9 +57,9 @@ class HeadModel:
       attributes: dict of (N,) float32 in [0, 1]: lip, eyelid, beard, moustache, scalp, blush, brow, clothes
       (also as properties: head.lip, ...).
       landmarks (68,) int32: head vertices of the iBUG landmarks.
-      irises (n, h, h, 3) uint8: iris textures seen from the front, the pupil in the centre; the iris' edge is at radius h/2.
-      actions: dict of (29,) float32: normalised expression coefficients that a facial action adds at full strength, e.g.
-      "jawOpen"; rest_expression (29,): those of the face at rest (zero is the mean expression, its mouth a little open).
+      irises (n, h, h, 3) uint8: iris textures seen from the front, pupil in the centre, the iris' edge at radius h/2.
+      actions: dict of (29,) float32: normalised expression coefficients that a facial action such as "jawOpen" adds at
+      full strength; rest_expression (29,): those of the face at rest (zero is the mean, mouth a little open).
       layers: list of Layer.
     """
 
@@ -75,8 +75,9 @@ class HeadModel:
         self._mean = mean.reshape(-1)
         self._basis = (np.concatenate([identity, expression]) * scale).reshape(228, -1)
         self._subdivision = packing.read_subdivision(data)
-        for name in ("triangles", "face_vertices", "face_triangles", "landmarks", "mirror_vertices"):
+        for name in ("triangles", "face_vertices", "face_triangles", "mirror_vertices"):
             setattr(self, name, data[name].astype(np.int32))
+        self.landmarks = self.face_vertices[packing.read_landmarks(model_path.parent / packing.LANDMARK_FILE.name)]
         self.region = data["region"].astype(np.uint8)
         self.uv = data["uv"].astype(np.float32)
         self.skin_uv = np.full((len(self.triangles), 3, 2), np.nan, dtype=np.float32)
@@ -85,7 +86,8 @@ class HeadModel:
         self.skins = np.stack([packing.decode_image(data[f"skin_{i}"]) for i in range(len(self.skin_names))])
         self.irises = np.stack([packing.decode_image(data[f"iris_{i}"]) for i in range(int(data["iris_count"]))])
         self.attributes = dict(zip(ATTRIBUTES, data["attributes"].astype(np.float32) / 255.0))
-        self._eyes_mean, self._eyes_basis = data["eyes_mean"], data["eyes_basis"] * self.coefficient_std[:199, None, None]
+        self._eyes_mean = data["eyes_mean"]
+        self._eyes_basis = data["eyes_basis"] * self.coefficient_std[:199, None, None]
         self.actions = dict(zip(map(str, data["action_names"]), data["action_coefficients"]))
         self.rest_expression = data["action_rest"]
         self.layers = [self._read_layer(data, i) for i in range(int(data["layer_count"]))]

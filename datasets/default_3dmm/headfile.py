@@ -108,7 +108,7 @@ def texture_arrays(wardrobe: MakeHumanAssets, corner_uv: np.ndarray) -> dict[str
 
 
 def action_arrays(shape: HeadShape, fitted: np.ndarray) -> dict[str, np.ndarray]:
-    """Facial actions and the face at rest as normalised expression coefficients, by least squares on vertices `fitted`."""
+    """Facial actions and the face at rest as normalised expression coefficients, least squares on vertices `fitted`."""
     rest = shape.posed({})
     moved = np.stack([shape.posed({name: 1.0}) - rest for name in shape.actions])
     basis = shape.expression.basis * shape.expression.sigma[:, None, None]
@@ -119,11 +119,11 @@ def action_arrays(shape: HeadShape, fitted: np.ndarray) -> dict[str, np.ndarray]
             "action_rest": coefficients[-1]}
 
 
-def head_arrays(shape: HeadShape, wardrobe: MakeHumanAssets, face, landmarks: np.ndarray, masks: dict[str, np.ndarray],
+def head_arrays(shape: HeadShape, wardrobe: MakeHumanAssets, face, masks: dict[str, np.ndarray],
                 corner_uv: np.ndarray, coarse_order: np.ndarray) -> dict[str, np.ndarray]:
     """Everything in head.npz.
 
-    face: `build.Face`; landmarks (68,), masks and corner_uv (T, 3, 2; v up, NaN off the skin) on the dense head;
+    face: `build.Face`; masks and corner_uv (T, 3, 2; v up, NaN off the skin) on the dense head;
     coarse_order: the coarse vertices that the face model's file already holds, which come first.
     """
     dense = shape.subdivision
@@ -144,7 +144,6 @@ def head_arrays(shape: HeadShape, wardrobe: MakeHumanAssets, face, landmarks: np
         "mirror_vertices": dense.mirror.astype(np.uint16),
         "face_vertices": face.vertices.astype(np.uint16),
         "face_triangles": face.head_triangles.astype(np.uint16),
-        "landmarks": landmarks.astype(np.uint16),
         "region": region.astype(np.uint8),
         "uv": uv,
         "attributes": np.stack([np.round(masks[name] * 255) for name in ATTRIBUTES]).astype(np.uint8),

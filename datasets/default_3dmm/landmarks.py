@@ -22,8 +22,8 @@ MIRROR_PAIRS = {**{k: 16 - k for k in range(8)}, **{17 + k: 26 - k for k in rang
 def ring_distance(triangles: np.ndarray, count: int, start: np.ndarray, allowed: np.ndarray, limit: int) -> np.ndarray:
     """Number of edges (count,) from the start vertices along allowed vertices; limit where it is farther."""
     edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    graph = sparse.coo_matrix((np.ones(2 * len(edges)), (np.append(edges[:, 0], edges[:, 1]),
-                                                         np.append(edges[:, 1], edges[:, 0]))), shape=(count, count)).tocsr()
+    ends = np.concatenate([edges, edges[:, ::-1]]).T
+    graph = sparse.coo_matrix((np.ones(ends.shape[1]), ends), shape=(count, count)).tocsr()
     distance = np.full(count, limit, float)
     reached = np.zeros(count, bool)
     reached[start] = True

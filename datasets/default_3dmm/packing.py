@@ -15,6 +15,7 @@ from scipy import sparse
 FOLDER = Path(__file__).resolve().parent
 MODEL_FILE = FOLDER / "model.npz"
 HEAD_FILE = FOLDER / "head.npz"
+LANDMARK_FILE = FOLDER / "landmarks.txt"
 UV_SHAPE = (192, 256)
 UV_MIRROR_SUM = 254  # column c of the UV map mirrors column 254 - c; column 255 has no mirror
 
@@ -75,6 +76,14 @@ def read_statistics(data, prefix: str) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return tuple(data[f"{prefix}_{name}"].astype(np.float32) for name in ("mean", "identity", "expression"))
 
 
+def read_landmarks(path: Path = LANDMARK_FILE) -> np.ndarray:
+    """(68,) int32: the face model's vertices of the iBUG landmarks, from a text file of one number per line."""
+    landmarks = np.loadtxt(path, dtype=np.int32)
+    if landmarks.shape != (68,):
+        raise ValueError(f"{path.name} holds {landmarks.size} numbers instead of 68")
+    return landmarks
+
+
 def read_model(path: Path = MODEL_FILE) -> dict[str, np.ndarray]:
     """All fields of the built-in definition as dense arrays, named as in `datasets.definition.Definition`.
 
@@ -104,7 +113,7 @@ def read_model(path: Path = MODEL_FILE) -> dict[str, np.ndarray]:
         "vertex_uv": data["vertex_uv"].astype(np.float32),
         "uv_triangle": data["uv_triangle"].astype(np.int32),
         "uv_barycentrics": normalised(data["uv_barycentrics"].astype(np.float32)),
-        "landmarks": data["landmarks"].astype(np.int32),
+        "landmarks": read_landmarks(path.parent / LANDMARK_FILE.name),
         "mirror_vertices": mirror,
         "region": data["region"].astype(np.uint8),
         "albedo_mean": mirror_map(mean_half, np.ones(1, np.float32))[0],

@@ -37,7 +37,7 @@ def mirrored(values: np.ndarray, mirror: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Components:
-    """mean (C, 3), basis (K, C, 3) orthonormal over the fitted vertices, sigma (K,), parity (K,) +-1, total variance."""
+    """mean (C, 3); basis (K, C, 3), orthonormal over the fitted vertices; sigma, parity (K,); total: the variance."""
 
     mean: np.ndarray
     basis: np.ndarray

@@ -172,7 +172,7 @@ def _zip_rows(patches: _Patches, above: np.ndarray, below: np.ndarray, place: np
 
 
 def _close_mouth(patches: _Patches, upper: np.ndarray, lower: np.ndarray, first: int, across: np.ndarray) -> None:
-    """Rows of the mouth's interior, the half at x < 0 being the mirror of the other; across (NC,): x of the vertices."""
+    """Rows of the mouth's interior, the half at x < 0 mirroring the other; across (NC,): x of the vertices."""
     inner = len(upper) - 2
     rows = [upper] + [np.concatenate([upper[:1], first + k * inner + np.arange(inner), upper[-1:]])
                       for k in range(len(MOUTH_ROWS))]
@@ -211,7 +211,8 @@ def build_topology(base: BaseMesh) -> HeadTopology:
     _close_eye(patches, left_lid, left_eye[0])
     for triangle in list(patches.triangles):
         patches.add(mirror[triangle[::-1]], RIGHT_EYE)
-    across = np.concatenate([vertices[:, 0], np.zeros(2 * eye_size), np.tile(vertices[upper[1:-1], 0], len(MOUTH_ROWS))])
+    row_x = np.tile(vertices[upper[1:-1], 0], len(MOUTH_ROWS))
+    across = np.concatenate([vertices[:, 0], np.zeros(2 * eye_size), row_x])
     _close_mouth(patches, upper, lower, mouth_rows[0, 0], across)
     region = np.concatenate([np.zeros(len(triangles), int), patches.region]).astype(np.uint8)
     return HeadTopology(base_index, np.concatenate([triangles, patches.triangles]), region, base.uv[textures], mirror,
@@ -238,8 +239,8 @@ def fit_spheres(points: np.ndarray) -> np.ndarray:
 def close_surface(skin: np.ndarray, eyes: np.ndarray, topology: HeadTopology, depth: float) -> np.ndarray:
     """Append the patches' vertices to skin vertices.
 
-    skin (B, NS, 3), eyes (B, 2, 4) eyeball spheres (x < 0 first), depth: how far the mouth's interior may lie behind the
-    lips, in the same unit -> (B, NC, 3). Eyeball patches leave the lids and settle on the sphere.
+    skin (B, NS, 3), eyes (B, 2, 4) eyeball spheres (x < 0 first), depth: how far the mouth's interior may lie behind
+    the lips, in the same unit -> (B, NC, 3). Eyeball patches leave the lids and settle on the sphere.
     """
     parts = [skin]
     for lid, sphere in ((topology.right_lid, eyes[:, 0]), (topology.left_lid, eyes[:, 1])):
@@ -290,12 +291,14 @@ def loop_subdivision(triangles: np.ndarray, mirror: np.ndarray) -> Subdivision:
     entries.append((odd[side_edge[inner]], opposite[inner], np.full(inner.sum(), 0.125)))
     for here, there in ((edges[:, 0], edges[:, 1]), (edges[:, 1], edges[:, 0])):
         free = ~on_border[here]
-        entries += [(here[free], there[free], beta[here[free]]), (here[border], there[border], np.full(border.sum(), 0.125))]
+        entries.append((here[free], there[free], beta[here[free]]))
+        entries.append((here[border], there[border], np.full(border.sum(), 0.125)))
     rows, columns, weights = (np.concatenate(part) for part in zip(*entries))
     matrix = sparse.coo_matrix((weights, (rows, columns)), shape=(count + len(edges), count)).tocsr()
     ab, bc, ca = (odd[side_edge[k * len(triangles):(k + 1) * len(triangles)]] for k in range(3))
     a, b, c = triangles.T
-    fine = np.concatenate([np.stack(corner, axis=1) for corner in ((a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca))])
+    parts = (a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)
+    fine = np.concatenate([np.stack(part, axis=1) for part in parts])
     number = {tuple(edge): index for index, edge in enumerate(edges.tolist())}
     partner = [number[tuple(sorted(pair))] for pair in mirror[edges].tolist()]
     return Subdivision(matrix, fine, np.tile(np.arange(len(triangles)), 4),

@@ -109,7 +109,7 @@ def layout(vertices: np.ndarray, triangles: np.ndarray, mirror: np.ndarray, impo
 
 
 def mirrored_triangles(triangles: np.ndarray, mirror: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each triangle the number of its mirror image (T,) and, for each of that one's corners, the own corner (T, 3)."""
+    """Each triangle's mirror image (T,) and, for each corner of that one, the own corner that it mirrors (T, 3)."""
     number = {tuple(sorted(t)): k for k, t in enumerate(triangles.tolist())}
     partner = np.array([number[tuple(sorted(t))] for t in mirror[triangles].tolist()])
     corner = (mirror[triangles][:, None, :] == triangles[partner][:, :, None]).argmax(axis=2)
