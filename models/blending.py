@@ -66,7 +66,8 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     from both sides over the RIM pixels next to the face, for a soft outline. Where the whole surroundings are hidden,
     from the face. Pixels outside the hole come back bit-identical; hidden pixels are not read.
     """
-    surroundings = torch.where(hole, telea(image, hole | face), image)
+    needed = hole.flatten(1).any(1)[:, None, None, None]
+    surroundings = torch.where(hole, telea(image, (hole | face) & needed), image)
     rim = F.max_pool2d(face.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0
     all_hidden = (hole | face).flatten(1).all(1)[:, None, None, None]
     return telea(surroundings, hole & (rim | all_hidden))

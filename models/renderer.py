@@ -91,7 +91,7 @@ class Renderer(nn.Module):
         self.morphable = morphable
         mask = morphable.uv_triangle >= 0
         inside = mask.flatten().nonzero()[:, 0]
-        nearest = ndimage.distance_transform_edt(~mask.numpy(), return_distances=False, return_indices=True)
+        nearest = ndimage.distance_transform_edt(~mask.cpu().numpy(), return_distances=False, return_indices=True)
 
         def buffer(name: str, tensor: torch.Tensor) -> None:
             self.register_buffer(name, tensor, persistent=False)
@@ -100,7 +100,8 @@ class Renderer(nn.Module):
         buffer("texels", inside)
         buffer("texel_corners", morphable.triangles[morphable.uv_triangle.flatten()[inside]])
         buffer("texel_weights", morphable.uv_barycentrics.flatten(0, 1)[inside])
-        buffer("nearest_texel", torch.from_numpy(nearest[0].astype(np.int64) * UV_WIDTH + nearest[1]).flatten())
+        nearest_texel = nearest[0].astype(np.int64) * UV_WIDTH + nearest[1]
+        buffer("nearest_texel", torch.from_numpy(nearest_texel).flatten().to(mask.device))
         buffer("textured", self._find_textured())
 
     def _find_textured(self) -> torch.Tensor:
