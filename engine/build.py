@@ -16,7 +16,8 @@ from utils.logging import warning
 
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
-HELD_OUT_FACES = 96  # built-in faces that choose the best checkpoint
+HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
+PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 NOT_LOSSES = {"inpainter": ("gan_start",), "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
 
@@ -228,9 +229,9 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     definition = load_definition(choose_definition(settings, metadata))
     completion = FaceCompletion(encoder, Inpainter(mirror=mirror_uv), MorphableModel(definition), occlusion=occlusion,
                                 iterations=1)
-    weights = dict(settings.loss_options)
+    weights = {"perceptual": PERCEPTUAL_WEIGHT * settings.is_using_frecon, **settings.loss_options}
     perceptual = None
-    if weights.get("perceptual", 0) > 0:
+    if weights["perceptual"] > 0:
         from engine.losses import PerceptualLoss
         from engine.pretrained import load_vgg_features
         perceptual = PerceptualLoss(load_vgg_features())

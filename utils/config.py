@@ -103,8 +103,8 @@ OPTIONS = {
         Option("max_steps", "int", None, "stop after this many optimiser steps", least=1),
         Option("max_minutes", "float", None, "stop after this many minutes", least=0),
         Option("batch_size", "int", 28, "images per step and process", least=1),
-        Option("train_size", "int", 224, "side in pixels at which --stage encoder and occlusion see the faces, a multiple "
-               "of 32; a first phase at 112 or 128 is several times as fast", least=64, most=224),
+        Option("train_size", "int", 224, "side in pixels at which --stage encoder and occlusion see the faces, a "
+               "multiple of 32; a first phase at 128 is three times as fast", least=64, most=224),
         Option("accumulate", "int", 1, "batches whose gradients are added up before a step", least=1),
         Option("optim_method", "text", "Adam", "optimiser", ("Adam", "AdamW")),
         Option("learning_rate", "float", 1e-4, "learning rate of the trained network", least=0),
@@ -119,6 +119,7 @@ OPTIONS = {
         Option("recon_loss", "text", "l1", "pixel loss of the image", PIXEL_LOSSES),
         Option("is_using_symmetry", "bool", True, "use the symmetry loss"),
         Option("is_using_recon", "bool", True, "use the image loss"),
+        Option("is_using_frecon", "bool", False, "use the perceptual loss (ImageNet VGG16 features)"),
         Option("use_conf", "bool", True, "weigh the pixel losses by the predicted uncertainty"),
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
         Option("ema", "float", 0.999, "decay per step of the weights' moving average, which is validated and shipped; "
@@ -171,7 +172,6 @@ OBSOLETE = {
     "landmark_num": "the morphable model's files say it",
     "tri_num": "the morphable model's files say it",
     "const_pixels_num": "the morphable model's files say it",
-    "is_using_frecon": "the image loss is one, see is_using_recon",
     "test_dev_percent": "train_dev_percent divides the faces",
 }
 
