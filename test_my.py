@@ -1,8 +1,8 @@
 """Complete the faces in your own photos.
 
-    python test_my.py --config args.txt                                 every photo in inputs/ (else an example photo)
-    python test_my.py --config args.txt --image FILE|FOLDER             what hides the face is found by itself ...
-    python test_my.py --config args.txt --image FILE --mask MASK        ... or marked: white = hidden, in the photo's pixels
+    python test_my.py --config args.txt                                 every photo in inputs/, else an example photo
+    python test_my.py --config args.txt --image FILE|FOLDER             what hides the face is found by itself
+    python test_my.py --config args.txt --image FILE --mask MASK        white marks the hidden pixels of the photo
 
 Writes output/NAME/ (see engine/photo.py for the pictures); earlier results of the same name are replaced.
 """

@@ -141,14 +141,15 @@ def read_photo_mask(mask: str | Path, photo_path: Path, size: tuple[int, int]) -
         hole = read_mask(mask)
     height, width = hole.shape
     if abs(width * size[0] / (height * size[1]) - 1) > ASPECT_TOLERANCE:
-        raise UserError(f"{mask}: the mask is {width}x{height} pixels, {photo_path} is {size[1]}x{size[0]}: a mask must "
-                        "show the whole photo")
+        raise UserError(f"{mask}: the mask is {width}x{height} pixels, {photo_path} is {size[1]}x{size[0]}: a "
+                        "mask must show the whole photo")
     if hole.shape == tuple(size):
         return hole
     return np.asarray(Image.fromarray(hole).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def complete_file(completer: PhotoCompleter, path: Path, folder: Path, mask: str | Path | None = None) -> CompletedPhoto:
+def complete_file(completer: PhotoCompleter, path: Path, folder: Path,
+                  mask: str | Path | None = None) -> CompletedPhoto:
     """Complete the photo in a file and write its pictures into a folder. Raises UserError as the steps do."""
     photo = read_image(path)
     hole = None if mask is None else read_photo_mask(mask, path, photo.shape[:2])

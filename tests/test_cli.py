@@ -37,7 +37,8 @@ def test_help_answers_within_a_second(script):
 def test_bad_option_is_one_line_and_status_1(script):
     answer = start(script, "--config", "args.txt", "--resolutoin", "[256,256]")
     assert answer.returncode == 1 and answer.stdout == ""
-    assert answer.stderr.splitlines() == ["error: unknown option --resolutoin; did you mean --resolution? (--help lists all)"]
+    expected = "error: unknown option --resolutoin; did you mean --resolution? (--help lists all)"
+    assert answer.stderr.splitlines() == [expected]
 
 
 def test_eval_flag_chooses_evaluation(monkeypatch):
@@ -46,8 +47,9 @@ def test_eval_flag_chooses_evaluation(monkeypatch):
     called = []
     monkeypatch.setattr(engine.evaluation, "evaluate", lambda settings: called.append(("evaluate", settings.eval)))
     monkeypatch.setattr(engine.training, "train", lambda settings: called.append(("train", settings.eval)))
-    assert run_script(main.main, ["--config", str(ROOT / "args.txt"), "--ngpu", "1", "--resolution", "[256,256]", "--eval"]) == 0
-    assert run_script(main.main, ["--config", str(ROOT / "args.txt"), "--ngpu", "1"]) == 0
+    usual = ["--config", str(ROOT / "args.txt"), "--ngpu", "1"]
+    assert run_script(main.main, [*usual, "--resolution", "[256,256]", "--eval"]) == 0
+    assert run_script(main.main, usual) == 0
     assert called == [("evaluate", True), ("train", False)]
 
 

@@ -94,7 +94,7 @@ def run(monkeypatch, tmp_path, detector):
 def run_really(monkeypatch, run):
     """As `run`, with the real FaceCompletion around stand-in networks."""
     from engine import build
-    completion = FaceCompletion(StandInEncoder(), StandInInpainter(), morphable(), StandInOcclusion(), iterations=1).eval()
+    completion = FaceCompletion(StandInEncoder(), StandInInpainter(), morphable(), StandInOcclusion(), iterations=1)
     monkeypatch.setattr(build, "build_completion", lambda settings, device=None: completion)
     return run
 
