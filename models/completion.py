@@ -89,7 +89,7 @@ class FaceCompletion(nn.Module):
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
-    agrees to about 1e-5.
+    agrees but for rounding, which can tip the 8-bit fill beside the face by a grey level.
 
     Put it in evaluation mode before completing. Geometry and light are computed in float32 also under autocast.
     """

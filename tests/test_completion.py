@@ -352,4 +352,6 @@ def test_real_networks_keep_the_invariants():
     assert_identical(together, complete(torch.where(hole, 0.5, image), hole))
     assert_identical(together, complete(image[1:2], hole[1:2]), lambda tensor: tensor[1:2])
     complete.one_by_one = False
-    assert (complete(image, hole).output - together.output).abs().max() < 2e-3
+    difference = (complete(image, hole).output - together.output).abs()
+    assert difference.max() < 1.01 / 127.5  # a grey level, where rounding tips the 8-bit fill beside the face
+    assert (difference > 1e-4).float().mean() < 0.01
