@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, Alignment
 from datasets.masks import MaskFolder, fixed_hole
@@ -116,7 +117,7 @@ class PhotoCompleter:
         if self.source == "occlusion":
             return self.completion.predict_hole(image)[0, 0].cpu().numpy()
         face = (self.completion.occlusion(image)[0, FACE] >= FACE_THRESHOLD).cpu().numpy()
-        return fixed_hole(self.seed, name, face)
+        return fixed_hole(self.seed, name, ndimage.binary_fill_holes(face))  # an open mouth inside it is hidden as well
 
     def _nothing_hidden(self, name: str) -> str:
         if self.source == "file":
