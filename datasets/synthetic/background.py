@@ -72,8 +72,35 @@ def _lights(rng: np.random.Generator, size: int) -> np.ndarray:
     return picture
 
 
-_KINDS = (_gradient, _foliage, _shapes, _lights)
-_ODDS = (0.34, 0.26, 0.32, 0.08)
+def _bright(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A white or nearly white backdrop, evenly lit: passport and catalogue pictures."""
+    rows, columns = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
+    slope = rng.normal(0, 0.06, 2)
+    level = rng.uniform(0.82, 1.05) + rows * slope[0] + columns * slope[1]
+    return level[..., None] * np.float32(1 + rng.normal(0, 0.015, 3))
+
+
+def _brickwork(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Rows of staggered tiles with joints: walls, fences, shelves, windows."""
+    rows, columns = np.mgrid[:size, :size].astype(np.float32) / size
+    turn = rng.normal(0, 0.08)
+    down = rows * math.cos(turn) - columns * math.sin(turn)
+    along = columns * math.cos(turn) + rows * math.sin(turn)
+    height, width = rng.uniform(0.03, 0.3), rng.uniform(0.05, 0.5)
+    course = np.floor(down / height)
+    along = along / width + 0.5 * (course % 2) * (rng.random() < 0.7)
+    joint = rng.uniform(0.02, 0.2)
+    inside = np.abs(down / height % 1 - 0.5) < 0.5 - joint / 2
+    inside &= np.abs(along % 1 - 0.5) < 0.5 - joint * height / width
+    tiles = rng.random((64, 64, 3), dtype=np.float32) * rng.uniform(0.02, 0.5)
+    own = tiles[course.astype(int) % 64, np.floor(along).astype(int) % 64]
+    picture = random_colour(rng) * (1 - tiles.mean()) + own
+    picture = blend(np.broadcast_to(random_colour(rng, 0.15), picture.shape), picture, inside.astype(np.float32))
+    return picture * (1 + 0.1 * smooth_noise(rng, size, size, (5, 60)))[..., None]
+
+
+_KINDS = (_gradient, _bright, _foliage, _shapes, _brickwork, _lights)
+_ODDS = (0.22, 0.2, 0.17, 0.2, 0.15, 0.06)
 
 
 def sample_background(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 
 def sample_gain(rng: np.random.Generator, gray: bool) -> np.ndarray:
     """Exposure times white-balance error, (3,) float32."""
-    exposure = math.exp(rng.normal(0, 0.08))
+    exposure = math.exp(rng.normal(0.03, 0.12))
     if gray:
         return np.full(3, exposure, np.float32)
-    warmth, green = rng.normal(0, 0.03), rng.normal(0, 0.012)
+    warmth, green = rng.normal(0.005, 0.05), rng.normal(0, 0.015)
     return np.float32(exposure) * np.array([1 + warmth, 1 + green, 1 - warmth], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Medical masks, scarves, microphones, cups, hair strands and abstract shapes in front of a face."""
+"""Medical masks, balaclavas, scarves, microphones, cups, hair strands and abstract shapes in front of a face."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _smooth_curve(points: np.ndarray, count: int = 40, closed: bool = False) -> 
 
 
 def _cloth(rng: np.random.Generator, scene: Scene, colour: np.ndarray) -> np.ndarray:
-    """Plain, striped, dotted or blotched cloth, (S, S, 3) albedo."""
+    """Plain, striped, dotted, blotched or printed cloth, (S, S, 3) albedo."""
     rows, columns = np.mgrid[:scene.size, :scene.size].astype(np.float32)
-    kind = rng.choice(["plain", "stripes", "dots", "blotches"], p=[0.55, 0.2, 0.1, 0.15])
+    kind = rng.choice(["plain", "stripes", "dots", "blotches", "print"], p=[0.5, 0.15, 0.1, 0.15, 0.1])
     other = random_colour(rng, 0.5)
     plain = np.broadcast_to(np.float32(colour), (scene.size, scene.size, 3))
     period = scene.eye_distance * rng.uniform(0.08, 0.4)
@@ -40,7 +40,65 @@ def _cloth(rng: np.random.Generator, scene: Scene, colour: np.ndarray) -> np.nda
         return blend(plain, other, smoothstep(0.55, 0.7, wave))
     if kind == "blotches":
         return blend(plain, other, smoothstep(0.2, 0.5, smooth_noise(rng, scene.size, scene.size, (9, 17))))
+    if kind == "print":
+        return _printed(rng, scene, plain)
     return plain
+
+
+def _printed(rng: np.random.Generator, scene: Scene, plain: np.ndarray) -> np.ndarray:
+    """Cloth (S, S, 3) with a few figures and letters of other colours printed on it."""
+    for _ in range(int(rng.integers(2, 9))):
+        centre = scene.landmarks[int(rng.integers(68))] + rng.normal(0, 0.3, 2) * scene.eye_distance
+        colour = random_colour(rng, 0.9)
+        if rng.random() < 0.5:
+            corners = rng.normal(0, rng.uniform(0.1, 0.35), (int(rng.integers(3, 7)), 2)) * scene.eye_distance
+            ink = draw_polygons(scene.size, scene.size, [centre + corners])
+        else:
+            stroke = centre + np.cumsum(rng.normal(0, 0.12, (7, 2)), axis=0) * scene.eye_distance
+            ink = draw_lines(scene.size, scene.size, [_smooth_curve(stroke)], int(rng.integers(1, 5)))
+        plain = blend(plain, colour, ink)
+    return plain
+
+
+def _valve(rng: np.random.Generator, scene: Scene, relief: np.ndarray, cloth: np.ndarray) -> np.ndarray:
+    """The mask's cloth (S, S, 3) with a breathing valve; `relief` (S, S) is raised in place."""
+    marks, unit = scene.landmarks, scene.eye_distance
+    centre = marks[57] * rng.uniform(0.2, 0.8) + marks[int(rng.choice([4, 12, 57]))] * 0.4
+    centre = marks[57] + (centre - marks[57]) * 0.6 + rng.normal(0, 0.06, 2) * unit
+    rows, columns = np.mgrid[:scene.size, :scene.size].astype(np.float32)
+    radius = unit * rng.uniform(0.13, 0.26)
+    distance = np.hypot(columns - centre[0], rows - centre[1]) / radius
+    relief += 0.25 * radius * smoothstep(1.0, 0.8, distance) - 0.1 * radius * smoothstep(0.75, 0.6, distance)
+    relief += 0.03 * radius * np.cos(distance * rng.uniform(14, 24)) * (distance < 0.6)
+    shade = random_colour(rng, 0.3) if rng.random() < 0.5 else np.float32(cloth).reshape(-1, 3).mean(0) * 0.7
+    return blend(np.broadcast_to(np.float32(cloth), (*rows.shape, 3)), shade, smoothstep(1.03, 0.97, distance))
+
+
+def balaclava(rng: np.random.Generator, scene: Scene) -> Patch:
+    """A knitted or stretch hood over the whole head that leaves a slot for the eyes, or the face's middle, open."""
+    marks, unit = scene.landmarks, scene.eye_distance
+    up = marks[17:27].mean(0) - marks[33]
+    up = up / max(np.hypot(*up), 1e-6)
+    lower = marks[int(rng.choice([28, 29, 30, 57], p=[0.35, 0.3, 0.2, 0.15]))]
+    top = marks[17:27] + up * unit * rng.uniform(0.0, 0.3)
+    sides = [marks[k] * (1 - share) + marks[j] * share
+             for k, j, share in ((0, 36, rng.uniform(0.1, 0.4)), (16, 45, rng.uniform(0.1, 0.4)))]
+    low_sides = [side * 0.5 + (lower + side - marks[27]) * 0.5 for side in sides]
+    slot = np.array([sides[0], *top[[1, 3, 6, 8]], sides[1], low_sides[1], lower, low_sides[0]])
+    opening = draw_polygons(scene.size, scene.size, [_smooth_curve(slot, 80, closed=True)])
+    across, down = marks[12] - marks[4], -up * unit * 4
+    neck = np.array([marks[4] - across * 0.15, marks[12] + across * 0.15, marks[12] + across * 0.3 + down,
+                     marks[4] - across * 0.3 + down])
+    below = draw_polygons(scene.size, scene.size, [neck])
+    hood = cv2.GaussianBlur(np.maximum(scene.outline, below), (0, 0), 0.03 * unit)
+    alpha = np.clip(hood * 1.5, 0, 1) * (1 - opening)
+    colour = np.float32(rng.uniform(0.02, 0.12)) * np.ones(3, np.float32)
+    if rng.random() < 0.25:
+        colour = random_colour(rng, 0.6)
+    relief = smooth_noise(rng, scene.size, scene.size, (10, 25, 120)) * 0.012 * unit
+    normals = cv2.GaussianBlur(scene.normals, (0, 0), 0.08 * unit) + relief_normals(relief) - np.float32([0, 0, 1])
+    normals = (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)
+    return Patch(surface(rng, scene, _cloth(rng, scene, colour), normals, grain=0.08), alpha, alpha > 0.5, shadow=0.3)
 
 
 def medical_mask(rng: np.random.Generator, scene: Scene) -> Patch:
@@ -56,9 +114,9 @@ def medical_mask(rng: np.random.Generator, scene: Scene) -> Patch:
     outline = np.concatenate([_smooth_curve(jaw, 50), _smooth_curve(np.array(edge), 40)])
     outline = outline + rng.normal(0, 0.01, 2) * scene.eye_distance
     body = draw_polygons(scene.size, scene.size, [outline])
-    colours = np.float32([[.60, .77, .88], [.62, .80, .80], [.92, .92, .91], [.07, .07, .08], [.88, .68, .74]])
-    colour = colours[int(rng.integers(len(colours)))] if rng.random() < 0.75 else random_colour(rng, 0.6)
-    cloth = _cloth(rng, scene, colour) if rng.random() < 0.3 else colour
+    colours = np.float32([[.60, .77, .88], [.62, .80, .80], [.92, .92, .91], [.05, .05, .06], [.88, .68, .74]])
+    colour = colours[int(rng.integers(len(colours)))] if rng.random() < 0.75 else random_colour(rng, 0.8)
+    cloth = _cloth(rng, scene, colour) if rng.random() < 0.35 else colour
     down = marks[8] - bridge
     rows, columns = np.mgrid[:scene.size, :scene.size].astype(np.float32)
     depth_along = ((columns - bridge[0]) * down[0] + (rows - bridge[1]) * down[1]) / max(float(down @ down), 1.0)
@@ -67,6 +125,8 @@ def medical_mask(rng: np.random.Generator, scene: Scene) -> Patch:
         for place in (0.36, 0.5, 0.64):
             relief += np.exp(-((depth_along - place) / 0.02) ** 2) * 0.02 * scene.eye_distance
     relief += smooth_noise(rng, scene.size, scene.size, (12, 30)) * 0.008 * scene.eye_distance
+    if rng.random() < 0.2:
+        cloth = _valve(rng, scene, relief, cloth)
     folds = relief_normals(relief)
     normals = cv2.GaussianBlur(scene.normals, (0, 0), 0.10 * scene.eye_distance) + (folds - [0, 0, 1]) * 1.0
     normals = (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)

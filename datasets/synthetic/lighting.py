@@ -90,7 +90,7 @@ def sample_light(rng: np.random.Generator, gray: bool = False) -> Light:
     """
     tint_strength = 0.0 if gray else 1.0
     total = np.zeros((3, 9), np.float32)
-    share = rng.beta(2, 2) * 0.75 + 0.12
+    share = rng.beta(2.6, 1.8) * 0.75 + 0.15
     total += _tint(rng, 0.05 * tint_strength)[:, None] * ambient(share)
     strongest, direction = 0.0, np.array([0, 0, 1], np.float32)
     for number in range(int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))):
@@ -102,5 +102,5 @@ def sample_light(rng: np.random.Generator, gray: bool = False) -> Light:
         if strength > strongest:
             strongest, direction = strength, towards
     frontal = shade(np.array([[0, 0.1, 0.995], [0.5, 0.1, 0.86], [-0.5, 0.1, 0.86]], np.float32), total.reshape(27))
-    total *= np.clip(rng.normal(0.93, 0.11), 0.62, 1.2) / frontal.mean()
+    total *= np.clip(rng.normal(0.98, 0.13), 0.62, 1.3) / frontal.mean()
     return Light(total.reshape(27), direction, float(np.clip(strongest / (strongest + share), 0, 1)))

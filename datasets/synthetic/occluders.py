@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from .coverings import abstract_shape, cup, hair_strands, medical_mask, microphone, scarf
+from .coverings import abstract_shape, balaclava, cup, hair_strands, medical_mask, microphone, scarf
 from .eyewear import glasses
 from .hands import hand
 from .scene import Patch, Scene
 
 # Name, function, relative frequency.
 OCCLUDERS = (
-    ("glasses", glasses, 0.27), ("hand", hand, 0.16), ("medical_mask", medical_mask, 0.16),
+    ("glasses", glasses, 0.25), ("hand", hand, 0.14), ("medical_mask", medical_mask, 0.25),
+    ("balaclava", balaclava, 0.05),
     ("scarf", scarf, 0.05), ("microphone", microphone, 0.06), ("cup", cup, 0.04),
-    ("hair_strands", hair_strands, 0.10), ("abstract_shape", abstract_shape, 0.16),
+    ("hair_strands", hair_strands, 0.10), ("abstract_shape", abstract_shape, 0.11),
 )
 FREE_FACES = 0.45  # share of the faces that nothing but their own hair hides
 TWO_OCCLUDERS = 0.15  # share of the others that get two
 
 
 def sample_occluders(rng: np.random.Generator, scene: Scene) -> list[Patch]:
-    """No, one or two things in front of the face, the farthest first."""
+    """No, one or two things in front of the face, the farthest (as in OCCLUDERS) first."""
     if rng.random() < FREE_FACES:
         return []
     odds = np.array([weight for _, _, weight in OCCLUDERS])

@@ -135,7 +135,7 @@ class HeadRenderer:
         half_way = light.direction + np.float32([0, 0, 1])
         half_way = half_way / max(np.linalg.norm(half_way), 1e-3)
         shine = np.clip(normal @ half_way, 0, 1) ** (12 + 40 * gloss)
-        return 0.22 * gloss * light.hardness * shine * (clothes < 0) + eye_gloss
+        return 0.15 * gloss * light.hardness * shine * (clothes < 0) + eye_gloss
 
     def _compose(self, covered, lit, depth, normal, on_face, shown, clothes) -> HeadPicture:
         picture = np.zeros((SIZE, SIZE, 3), np.float32)

@@ -36,7 +36,7 @@ class Complexion:
 
 def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Complexion:
     """Mix a few of the head's skins and bring the mixture to a random tone."""
-    position = 6 * rng.beta(1.25, 1.9)
+    position = 6 * rng.beta(1.2, 2.3)
     low = min(int(position), 5)
     tone = _TONES[low] + (_TONES[low + 1] - _TONES[low]) * (position - low)
     tone = tone * np.clip(1 + rng.normal(0, 0.03, 3) * [0.5, 1, 1.3], 0.85, 1.15)
@@ -89,8 +89,8 @@ def _tone_changes(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
 def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndarray:
     """Pores, freckles, moles and spots."""
     grain = smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 4, WIDTH / 2))
-    paint = paint * (1 + rng.gamma(1.5, 0.009) * grain)[..., None]
-    if rng.random() < 0.15:
+    paint = paint * (1 + rng.gamma(1.5, 0.005) * grain)[..., None]
+    if rng.random() < 0.1:
         noise = smooth_noise(rng, HEIGHT, WIDTH, (110.0,)) + 0.6 * atlas.attributes["blush"]
         freckles = np.clip((noise - rng.uniform(1.3, 2.0)) * 1.5, 0, 1)
         paint = paint * (1 - rng.uniform(0.1, 0.3) * freckles[..., None] * np.float32([0.6, 1.0, 1.2]))
