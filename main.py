@@ -1,7 +1,8 @@
-"""Train a part of 3DFaceFill, or evaluate face completion (--eval).
+"""Train a part of 3DFaceFill, or evaluate face completion or a part of it (--eval).
 
     python main.py --config args.txt                    train on the built-in faces
     python main.py --config args.txt --eval             the tables: PSNR, SSIM, LPIPS by size of the hole
+    python main.py --config args.txt --eval --stage encoder    a part alone: landmarks, or with occlusion the labels
     python main.py --config args_celeba.txt             the paper's recipe on CelebA
 """
 
@@ -16,15 +17,24 @@ from utils.logging import run_script
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, then train or evaluate."""
-    settings = config.parse(argv, "Train a part of 3DFaceFill (--stage), or evaluate face completion (--eval).")
+    settings = config.parse(argv, "Train a part of 3DFaceFill (--stage), or evaluate face completion or a part of it "
+                            "(--eval).")
     if settings.eval:
-        from engine.evaluation import evaluate
-
-        evaluate(settings)
+        _evaluate(settings)
     else:
         from engine.training import train
 
         train(settings)
+
+
+def _evaluate(settings: config.Settings) -> None:
+    if settings.stage == "encoder":
+        from engine.landmark_evaluation import evaluate
+    elif settings.stage == "occlusion":
+        from engine.segmentation_evaluation import evaluate
+    else:
+        from engine.evaluation import evaluate
+    evaluate(settings)
 
 
 if __name__ == "__main__":

@@ -83,14 +83,16 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
         raise UserError(f"--stage occlusion learns from labelled pixels, which --dataset-train {kind} has not: "
                         f"use {' or '.join(LABELLED)}")
     if kind == "Synthetic":
-        return _synthetic_training(settings)
+        train, held_out = _synthetic_training(settings)
+        return (_with_portraits(settings, train), held_out) if settings.portraits else (train, held_out)
     return tuple(_folder_data(settings, kind, split) for split in ("train", "dev"))
 
 
 def build_test_data(settings: Any) -> Dataset:
-    """The faces that --eval completes: built-in ones without occluders, a dataset's test split, or a whole folder.
+    """The faces that --eval takes: built-in ones, a dataset's test split, or a whole folder.
 
-    A folder given with --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
+    Built-in faces have occluders only if these are the holes, or what --stage occlusion is to find. A folder given with
+    --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
 
     Raises:
         UserError: the data is missing.
@@ -99,8 +101,23 @@ def build_test_data(settings: Any) -> Dataset:
     if kind == "Synthetic":
         from datasets.synthetic import SyntheticFaces
         return SyntheticFaces("test", settings.test_count, seed=settings.dataset_options.get("seed", 0),
-                              occluders=settings.mask_source == "occlusion")
+                              occluders="occlusion" in (settings.mask_source, settings.stage))
     return _folder_data(settings, kind, None if kind == "Faces" else "test")
+
+
+def face_folder(settings: Any) -> Path | None:
+    """--face-dir, the folder of face regions, if it is given.
+
+    Raises:
+        UserError: there is no such folder, or the evaluated faces bring their own labels.
+    """
+    if not settings.face_dir:
+        return None
+    if settings.dataset_test in LABELLED:
+        raise UserError(f"--dataset-test {settings.dataset_test} is labelled already: leave --face-dir out")
+    if not Path(settings.face_dir).is_dir():
+        raise UserError(f"--face-dir {settings.face_dir}: no such folder")
+    return Path(settings.face_dir)
 
 
 def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
@@ -116,6 +133,22 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     if settings.stage == "inpainter" and "albedo" not in train[0]:
         warning(f"{settings.synthetic_cache} was written without albedo: the loss hidden_albedo is left out")
     return train, SyntheticFaces("val", HELD_OUT_FACES)
+
+
+def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
+    """The training faces and real portraits, labelled by the encoder that the training starts from."""
+    from engine.portraits import load_portraits, mix
+    from models.weights import load_encoder
+    if settings.stage != "encoder":
+        raise UserError(f"--portraits teaches --stage encoder, not --stage {settings.stage}: leave it out")
+    if any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render")):
+        raise UserError("portraits have no true albedo: leave albedo and render out of --loss-options, or --portraits")
+    teacher, metadata = load_encoder(settings._3dmm_ckpt)
+    definition = load_definition(choose_definition(settings, metadata))
+    model = MorphableModel(definition)
+    portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
+                               model, settings.log_type)
+    return mix(faces, portraits, settings.portrait_share)
 
 
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
@@ -167,6 +200,18 @@ def build_completion(settings: Any, device: torch.device | None = None):
     return completion.eval().to(device or choose_device(settings))
 
 
+def build_encoder(settings: Any, device: torch.device):
+    """(trained encoder in evaluation mode, `engine.encoder_stage.Geometry` that gives its landmarks), on the device.
+
+    Raises:
+        UserError: a file of weights or of the morphable model is missing or does not fit.
+    """
+    from models.weights import load_encoder
+    encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    definition = load_definition(choose_definition(settings, metadata))
+    return encoder.to(device), _geometry(MorphableModel(definition), definition).to(device)
+
+
 def build_stage(settings: Any, train_set: Dataset) -> Stage:
     """The stage that is to be trained, with fresh networks and, where it needs them, trained frozen ones.
 
@@ -185,23 +230,29 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
-    from engine.encoder_stage import EncoderStage, Geometry, mean_ground_truth, prepare_encoder
+    from engine.encoder_stage import EncoderStage, mean_ground_truth, prepare_encoder
     from models.decoders import AlbedoDecoder
     from models.encoder import Encoder
     from models.renderer import Renderer
-    name = choose_definition(settings, None)
+    from models.weights import load_encoder
+    encoder, metadata = load_encoder(settings._3dmm_ckpt) if settings.portraits else (Encoder(), None)
+    name = choose_definition(settings, metadata)
     definition = load_definition(name)
     model = MorphableModel(definition)
-    encoder = Encoder()
-    if not settings.resume:
+    if not (settings.portraits or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))
-    geometry = Geometry(model, definition.coefficient_parity, definition.coefficient_mean,
-                        definition.coefficient_std)
+    geometry = _geometry(model, definition)
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
     return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, train_size=_train_size(settings),
                         **extra)
+
+
+def _geometry(model: MorphableModel, definition: Any):
+    """What the encoder's stage compares of a morphable model."""
+    from engine.encoder_stage import Geometry
+    return Geometry(model, definition.coefficient_parity, definition.coefficient_mean, definition.coefficient_std)
 
 
 def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:

@@ -167,10 +167,7 @@ class EncoderStage(Stage):
         """The 68 landmarks (B, 68, 2) of windows (B, 3, 224, 224), (x, y) in pixels of the 256 crop, y downwards."""
         with autocast():
             code = encoder(image)
-        translation = 0.5 * (code.pose[:, 3:] + 1) * WINDOW_SIZE
-        points = self.geometry.head(code.shape)[:, :68]
-        place, _ = self.geometry.project(points, rotation(code.pose), code.scale, translation)
-        return torch.stack([place[..., 0], WINDOW_SIZE - 1 - place[..., 1]], -1) + WINDOW_OFFSET
+        return crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
 
     def pictures(self, networks, batch, rng) -> Tensor:
         """Held-out faces with their true (green) and found (red) landmarks."""
@@ -182,6 +179,13 @@ class EncoderStage(Stage):
                 image[index, :, place[index, :, 1], place[index, :, 0]] = \
                     torch.tensor(colour, dtype=image.dtype, device=image.device)[:, None]
         return report.tile([list(image)[:4], list(image)[4:]] if len(image) == 8 else [list(image)])
+
+
+def crop_landmarks(shape: Tensor, scale: Tensor, pose: Tensor, geometry: Geometry) -> Tensor:
+    """The 68 landmarks (B, 68, 2), (x, y) in pixels of the 256 crop, y downwards, of what the encoder returns."""
+    translation = 0.5 * (pose[:, 3:] + 1) * WINDOW_SIZE
+    place, _ = geometry.project(geometry.head(shape)[:, :68], rotation(pose), scale, translation)
+    return torch.stack([place[..., 0], WINDOW_SIZE - 1 - place[..., 1]], -1) + WINDOW_OFFSET
 
 
 def draw(renderer: Any, code, albedo: Tensor) -> tuple[Tensor, Tensor]:

@@ -204,6 +204,20 @@ def draw_grid(path: Path, columns: Sequence[str], rows: Sequence[Sequence[np.nda
     write_image(path, canvas)
 
 
+def draw_sheet(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> None:
+    """A contact sheet: uint8 RGB pictures of one size, row by row, each below its caption; a PNG."""
+    height, width = pictures[0].shape[:2]
+    header, gap = 18, 2
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * (header + height), columns * (width + gap), 3), 255, np.uint8)
+    for index, (picture, caption) in enumerate(zip(pictures, captions)):
+        top, left = index // columns * (header + height), index % columns * (width + gap)
+        _write(canvas, caption, (left + 2, top + 13))
+        canvas[top + header:top + header + height, left:left + width] = picture
+    write_image(path, canvas)
+
+
 def _write(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
     cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
 

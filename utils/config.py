@@ -66,7 +66,8 @@ PIXEL_LOSSES = ("l1", "l2", "l21")
 
 OPTIONS = {
     "What to do": [
-        Option("stage", "text", "inpainter", "the part that is trained", ("inpainter", "encoder", "occlusion")),
+        Option("stage", "text", "inpainter", "the part that is trained, or with --eval evaluated: encoder or "
+               "occlusion alone, inpainter the whole completion", ("inpainter", "encoder", "occlusion")),
         Option("eval", "bool", False, "evaluate instead of training (also spelled --test)"),
     ],
     "Data": [
@@ -79,6 +80,15 @@ OPTIONS = {
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
         Option("synthetic_cache", "path", None, "folder of built-in faces rendered in advance by "
                "python -m datasets.synthetic"),
+        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder learns from too; "
+               "their labels are guessed by the encoder of --3dmm-ckpt, from which the training starts"),
+        Option("portrait_points", "path", None, "JSON {NAME: [[x, y], ...]} with 5 or 68 landmarks of each portrait in "
+               "the crop's pixels, from any detector; default: MTCNN's five"),
+        Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
+        Option("annotations", "path", None, "--eval --stage encoder: JSON {NAME: {\"landmarks68\": [[x, y], ...]}} (or "
+               "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
+        Option("face_dir", "path", None, "--eval --stage encoder and occlusion: folder with one NAME.png per face of "
+               "--dataroot, 255 = the face's region"),
         Option("resolution", "size", [256, 256], "[256,256] completes the whole aligned crop, [224,224] the centre "
                "window that the networks see"),
     ],

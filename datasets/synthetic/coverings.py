@@ -63,8 +63,8 @@ def _printed(rng: np.random.Generator, scene: Scene, plain: np.ndarray) -> np.nd
 def _valve(rng: np.random.Generator, scene: Scene, relief: np.ndarray, cloth: np.ndarray) -> np.ndarray:
     """The mask's cloth (S, S, 3) with a breathing valve; `relief` (S, S) is raised in place."""
     marks, unit = scene.landmarks, scene.eye_distance
-    centre = marks[57] * rng.uniform(0.2, 0.8) + marks[int(rng.choice([4, 12, 57]))] * 0.4
-    centre = marks[57] + (centre - marks[57]) * 0.6 + rng.normal(0, 0.06, 2) * unit
+    aside = rng.uniform(0.2, 0.5)
+    centre = marks[57] * (1 - aside) + marks[int(rng.choice([4, 12, 57]))] * aside + rng.normal(0, 0.06, 2) * unit
     rows, columns = np.mgrid[:scene.size, :scene.size].astype(np.float32)
     radius = unit * rng.uniform(0.13, 0.26)
     distance = np.hypot(columns - centre[0], rows - centre[1]) / radius

@@ -1,0 +1,222 @@
+"""Real photographs for the encoder, which have no ground truth: labels guessed by a teacher, corrected by known points.
+
+The teacher is the encoder trained so far. It sees every whole portrait and its mirror image; the mean of the two is
+fitted to the points that a face detector found (five of MTCNN, or 68 of any detector), as far as a prior around the
+teacher's guess allows. Training then shows the portrait with holes and other changes and asks for the same answer, so
+the encoder learns real skin, hair and lenses, and to see the whole face in a part of it. Nothing here knows who is on a
+picture.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset
+
+import zbuffer
+from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.faces import FolderFaces
+from engine.augmentation import to_float
+from engine.encoder_stage import crop_landmarks, window
+from models.encoder import FaceCode
+from models.morphable import MorphableModel
+from models.occlusion import BACKGROUND, FACE
+from models.renderer import project
+from utils.errors import UserError
+from utils.logging import progress, warning
+
+BATCH = 16
+FIT_STEPS = 120
+FIT_RATE = 0.02
+POINT_SIGMA = {5: 2.0, 68: 1.5}  # pixels: how far detectors are off
+# How far from the teacher's guess the truth may lie: standard deviations of the prior.
+SHAPE_SIGMA = {5: 0.3, 68: 1.0}
+ANGLE_SIGMA = 0.04  # of pi / 2
+SCALE_SIGMA = 0.05  # relative
+SHIFT_SIGMA = 0.05  # of 112 px
+FIELDS = ("image", "labels", "shape", "scale", "pose", "light", "landmarks", "name")
+# The spherical-harmonics functions that are odd in x, of each channel's nine.
+_ODD = [3, 6, 7]
+
+
+class Portraits(Dataset):
+    """Aligned portraits as training items of the encoder.
+
+    Items as those of `datasets.synthetic.SyntheticFaces`, without "albedo" and "identity": image uint8 (3, 256, 256),
+    labels uint8 (256, 256) (where the fitted face is drawn: FACE), shape (228,), scale (), pose (5,), light (27,),
+    landmarks (68, 2) and name.
+
+    images: uint8 (N, 3, 256, 256); names: N; code: FaceCode of N faces; model: the morphable model.
+    """
+
+    def __init__(self, images: Tensor, names: list[str], code: FaceCode, model: MorphableModel):
+        self.images, self.names, self.code = images, names, code
+        self.labels, self.landmarks = _draw(code, model)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "labels": self.labels[index], "shape": self.code.shape[index],
+                "scale": self.code.scale[index], "pose": self.code.pose[index], "light": self.code.light[index],
+                "landmarks": self.landmarks[index], "name": self.names[index]}
+
+
+class _Fields(Dataset):
+    """A dataset's items with only the fields that portraits have too, so that both fit into one batch."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.dataset[index]
+        return {name: item[name] for name in FIELDS}
+
+
+def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
+    """Faces with ground truth and repeated portraits, which make up about `share` of all; share in (0, 1)."""
+    if not 0 < share < 1:
+        raise UserError(f"--portrait-share {share}: give a share between 0 and 1")
+    repeats = max(1, round(len(faces) * share / (1 - share) / len(portraits)))
+    return ConcatDataset([_Fields(faces), *[portraits] * repeats])
+
+
+def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: nn.Module, geometry: nn.Module,
+                   model: MorphableModel, log_type: str = "progressbar") -> Portraits:
+    """Aligned crops of a folder, labelled by `teacher` (an Encoder) and corrected to detected points.
+
+    points_file: JSON, name -> five or 68 points, see `read_points`; None: MTCNN looks for five. A portrait without
+    points is left out, with a warning that counts them. geometry: `engine.encoder_stage.Geometry`.
+
+    Raises:
+        UserError: no pictures, no readable points, or no portrait with points.
+    """
+    faces = FolderFaces(folder)
+    given = read_points(points_file) if points_file else None
+    images, names, points = [], [], []
+    for index in progress(range(len(faces)), "portraits' landmarks", len(faces), log_type):
+        item = faces[index]
+        found = given.get(item["name"]) if given is not None else _detect(item["image"])
+        if found is not None:
+            images.append(item["image"])
+            names.append(item["name"])
+            points.append(found)
+    if not names:
+        raise UserError(f"none of the {len(faces)} portraits in {folder} has landmarks"
+                        + (f" in {points_file}: its names must be the pictures' without suffix" if points_file else ""))
+    if len(names) < len(faces):
+        warning(f"{len(faces) - len(names)} of {len(faces)} portraits have no landmarks and are left out")
+    codes = []
+    chunks = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
+    for chunk in progress(chunks, "fitting portraits", len(chunks), log_type):
+        guess = guess_code(teacher, torch.stack(images[chunk]), geometry)
+        codes.append(fit_points(guess, points[chunk], geometry))
+    code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
+    return Portraits(torch.stack(images), names, code, model)
+
+
+def read_points(path: str | Path) -> dict[str, Tensor]:
+    """Name -> landmarks (5, 2) or (68, 2), (x, y) in pixels of the 256 crop, from a JSON file {name: [[x, y], ...]}.
+
+    Five points are left eye, right eye, nose tip, left and right mouth corner as seen in the picture; 68 are iBUG's.
+    Raises UserError for a file that is not that.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        points = {str(name): torch.tensor(values, dtype=torch.float32) for name, values in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: no landmark file of the form {{\"name\": [[x, y], ...]}} ({error})") from None
+    for name, values in points.items():
+        if values.shape not in ((5, 2), (68, 2)) or not values.isfinite().all():
+            raise UserError(f"{path}: the landmarks of {name} have the shape {tuple(values.shape)}; give 5 or 68 "
+                            "finite points (x, y)")
+    return points
+
+
+def _detect(image: Tensor) -> Tensor | None:
+    """MTCNN's five points (5, 2) of the largest face in a crop (3, 256, 256), None without one."""
+    from datasets.detection import Detector, NoFaceError
+    if not hasattr(_detect, "detector"):
+        _detect.detector = Detector()
+    try:
+        faces = _detect.detector.detect(image.permute(1, 2, 0).numpy())
+    except NoFaceError:
+        return None
+    return torch.from_numpy(faces[0].landmarks).float()
+
+
+@torch.no_grad()
+def guess_code(teacher: nn.Module, images: Tensor, geometry: nn.Module) -> FaceCode:
+    """The teacher's mean answer to crops (B, 3, 256, 256) uint8 and, where the model is symmetric, to their mirrors."""
+    seen = window(to_float(images))
+    code = teacher(seen)
+    if not geometry.can_mirror:
+        return code
+    mirrored = mirror_code(teacher(seen.flip(3)), geometry)
+    return FaceCode(*((one + other) / 2 for one, other in zip(code, mirrored)))
+
+
+def mirror_code(code: FaceCode, geometry: nn.Module) -> FaceCode:
+    """What the encoder would say of the mirrored picture. The two decoders' codes stay as they are."""
+    pose = code.pose * torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0])
+    pose[:, 3] -= 2 / WINDOW_SIZE  # column c becomes 223 - c, and the code counts halves of 224
+    signs = torch.ones(9)
+    signs[_ODD] = -1
+    return code._replace(shape=code.shape * geometry.parity + geometry.offset, pose=pose,
+                         light=code.light * signs.repeat(3))
+
+
+def fit_points(guess: FaceCode, points: list[Tensor], geometry: nn.Module) -> FaceCode:
+    """The most probable shape and pose given points and a normal prior around a guess, by gradient descent.
+
+    points: per face (5, 2) or (68, 2) in crop pixels (x, y), y downwards. The energy is the sum of squared distances
+    over POINT_SIGMA plus squared deviations from the guess over the prior's sigmas. Light and codes stay.
+    """
+    start = [value.detach() for value in (guess.shape, guess.scale, guess.pose)]
+    shape_change, scale_change, pose_change = change = [torch.zeros_like(value).requires_grad_() for value in start]
+    few, many = ([index for index, values in enumerate(points) if len(values) == size] for size in (5, 68))
+    shape_sigma = torch.tensor([SHAPE_SIGMA[len(values)] for values in points])[:, None]
+    pose_sigma = torch.tensor([ANGLE_SIGMA] * 3 + [SHIFT_SIGMA] * 2)
+    optimiser = torch.optim.Adam(change, lr=FIT_RATE)
+
+    def current() -> tuple[Tensor, Tensor, Tensor]:
+        return (start[0] + shape_change * shape_sigma, start[1] * (scale_change * SCALE_SIGMA).exp(),
+                (start[2] + pose_change * pose_sigma).clamp(-1, 1))
+
+    for _ in range(FIT_STEPS):
+        landmarks = crop_landmarks(*current(), geometry)
+        energy = sum(value.square().sum() for value in change)
+        for chosen, reduce in ((few, five_points), (many, lambda values: values)):
+            if chosen:
+                wanted = torch.stack([points[index] for index in chosen])
+                energy = energy + ((reduce(landmarks[chosen]) - wanted) / POINT_SIGMA[wanted.shape[1]]).square().sum()
+        optimiser.zero_grad()
+        energy.backward()
+        optimiser.step()
+    shape, scale, pose = (value.detach() for value in current())
+    return guess._replace(shape=shape, scale=scale, pose=pose)
+
+
+def five_points(landmarks: Tensor) -> Tensor:
+    """MTCNN's points (B, 5, 2) from 68 landmarks (B, 68, 2): eye centres, nose tip, mouth corners."""
+    return torch.stack([landmarks[:, 36:42].mean(1), landmarks[:, 42:48].mean(1), landmarks[:, 30], landmarks[:, 48],
+                        landmarks[:, 54]], 1)
+
+
+@torch.no_grad()
+def _draw(code: FaceCode, model: MorphableModel) -> tuple[Tensor, Tensor]:
+    """Labels uint8 (N, 256, 256) and landmarks (N, 68, 2) of fitted faces."""
+    labels, landmarks = [], []
+    for index in range(len(code.shape)):
+        one = slice(index, index + 1)
+        positions = project(model.vertices(code.shape[one]), code.scale[one], code.pose[one], WINDOW_OFFSET)
+        covered = zbuffer.rasterize(positions, model.triangles, (CROP_SIZE, CROP_SIZE)).triangle[0] >= 0
+        labels.append(torch.where(covered, FACE, BACKGROUND).to(torch.uint8))
+        landmarks.append(positions[0, model.landmarks][:, [1, 0]])
+    return torch.stack(labels), torch.stack(landmarks)

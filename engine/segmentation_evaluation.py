@@ -1,0 +1,210 @@
+"""Evaluation of the occlusion net alone (``main.py --eval --stage occlusion``).
+
+Labelled faces give the overlap (IoU) of predicted and true labels. Photos without labels give the share of the face
+that is called occlusion: near 0 where nothing hides the faces, so that what is there is a false alarm.
+"""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.alignment import CROP_SIZE
+from engine import report
+from engine.occlusion_stage import COLOURS
+from engine.training import start_worker
+from models.blending import from_uint8
+from models.occlusion import FACE, N_LABELS, OCCLUSION
+from utils.errors import UserError
+from utils.images import read_mask
+from utils.logging import note, progress
+
+BATCH_SIZE = 8
+SHEET_FACES, SHEET_COLUMNS = 60, 6
+CELL = 128  # pixels of a picture on the contact sheet
+TINT = 0.45  # weight of a label's colour on the photo
+IOUS = ("iou_face", "iou_occlusion", "iou_background")  # in the order of the labels
+
+
+@dataclass
+class SegmentationOptions:
+    """regions: folder of face regions NAME.png of unlabelled photos; None: the face is what the net takes for it."""
+
+    regions: Path | None = None
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
+    log_type: str = "progressbar"
+
+
+@dataclass
+class SegmentationResults:
+    """rows: as in occlusion.csv; table: pixels of every (true, predicted) pair of labels, (3, 3), 0 without labels.
+
+    examples: (caption, picture (128, 256, 3)) of faces spread evenly over the dataset.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    table: Tensor = field(default_factory=lambda: torch.zeros(N_LABELS, N_LABELS, dtype=torch.int64))
+    examples: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of occlusion.csv."""
+        return list(self.rows[0])
+
+
+def confusion(labels: Tensor, predicted: Tensor) -> Tensor:
+    """Pixels of every (true, predicted) pair of labels, int64 (3, 3), of two label maps of one shape."""
+    pairs = labels.long() * N_LABELS + predicted.long()
+    return torch.bincount(pairs.flatten(), minlength=N_LABELS ** 2).reshape(N_LABELS, N_LABELS)
+
+
+def overlaps(table: Tensor) -> dict[str, float | None]:
+    """IoU of each label from a confusion table (3, 3); None for a label that is neither there nor predicted."""
+    union = table.sum(0) + table.sum(1) - table.diagonal()
+    return {name: int(common) / int(size) if size else None
+            for name, common, size in zip(IOUS, table.diagonal(), union)}
+
+
+def occluded_share(predicted: np.ndarray, region: np.ndarray | None) -> float | None:
+    """Share in [0, 1] of a face that is called occlusion; None if there is no face.
+
+    predicted: labels (H, W); region: the face, bool (H, W), or None: what is predicted as face or occlusion.
+    """
+    region = (predicted == FACE) | (predicted == OCCLUSION) if region is None else region
+    area = int(region.sum())
+    return int((region & (predicted == OCCLUSION)).sum()) / area if area else None
+
+
+class SegmentationEvaluator:
+    """Labels the faces of a dataset and measures the labels.
+
+    dataset: items {"image": uint8 (3, 256, 256), "name", optionally "labels": uint8 (256, 256)};
+    network: images (B, 3, 256, 256) in [-1, 1] -> scores or probabilities (B, 3, 256, 256).
+    """
+
+    def __init__(self, dataset: Dataset, network: nn.Module, options: SegmentationOptions):
+        self.dataset, self.network, self.options = dataset, network, options
+        self.results = SegmentationResults()
+        count = len(dataset)
+        self.example_indices = set(np.linspace(0, count - 1, min(SHEET_FACES, count)).round().astype(int).tolist())
+        self.index = 0
+
+    @torch.no_grad()
+    def run(self) -> SegmentationResults:
+        """Goes through the dataset once."""
+        start = time.monotonic()
+        loader = DataLoader(self.dataset, batch_size=BATCH_SIZE, num_workers=self.options.workers,
+                            worker_init_fn=start_worker)
+        for batch in progress(loader, "labelling", len(loader), self.options.log_type):
+            predicted = self.network(from_uint8(batch["image"].to(self.options.device))).argmax(1).cpu()
+            for index, name in enumerate(batch["name"]):
+                labels = batch["labels"][index] if "labels" in batch else None
+                self._face(name, batch["image"][index], predicted[index], labels)
+                self.index += 1
+        self.results.seconds = time.monotonic() - start
+        return self.results
+
+    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None) -> None:
+        try:
+            measures = self._measure(name, predicted, labels)
+        except UserError as error:
+            self.results.skipped[name] = str(error)
+            return
+        self.results.rows.append({"name": name, **measures})
+        if self.index in self.example_indices:
+            value = measures["iou_occlusion" if labels is not None else "share"]
+            caption = f"{name}: {'-' if value is None else f'{value:.3f}'}"
+            self.results.examples.append((caption, draw_labels(image, predicted)))
+
+    def _measure(self, name: str, predicted: Tensor, labels: Tensor | None) -> dict[str, float | None]:
+        """The numbers of a face in occlusion.csv."""
+        if labels is not None:
+            table = confusion(labels, predicted)
+            self.results.table += table
+            return overlaps(table)
+        region = None
+        if self.options.regions:
+            region = read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
+        return {"share": occluded_share(predicted.numpy(), region)}
+
+
+def draw_labels(image: Tensor, predicted: Tensor) -> np.ndarray:
+    """A face beside itself tinted by its labels (face green, occlusion red, background blue): uint8 RGB (128, 256, 3).
+
+    image: uint8 (3, 256, 256); predicted: labels (256, 256).
+    """
+    photo = image.permute(1, 2, 0).numpy()
+    colours = 255 * np.array(COLOURS)[predicted.numpy()]
+    tinted = np.rint((1 - TINT) * photo + TINT * colours).astype(np.uint8)
+    return np.concatenate([cv2.resize(picture, (CELL, CELL), interpolation=cv2.INTER_AREA)
+                           for picture in (photo, tinted)], 1)
+
+
+def summarise(results: SegmentationResults) -> dict[str, Any]:
+    """IoU over the pixels of all faces and the table, or the mean and median share; what was skipped, and time."""
+    if "share" in results.columns:
+        shares = [row["share"] for row in results.rows if row["share"] is not None]
+        measures = {"share": report.mean(shares), "share_median": float(np.median(shares)) if shares else None,
+                    "without_face": len(results.rows) - len(shares)}
+    else:
+        ious = overlaps(results.table)
+        measures = {"mean_iou": report.mean(list(ious.values())), **ious,
+                    "true_predicted_pixels": results.table.tolist()}
+    return {"images": len(results.rows), **measures, "skipped": results.skipped, "seconds": round(results.seconds, 1)}
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """What is printed of a summary."""
+    def text(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+    if "share" in summary:
+        percent = [None if value is None else 100 * value for value in (summary["share"], summary["share_median"])]
+        return (f"called occlusion: {text(percent[0], 2)} % of the face on average, median {text(percent[1], 2)} %; "
+                f"no face on {summary['without_face']} of {summary['images']} images")
+    names = {"iou_face": "face", "iou_occlusion": "occlusion", "iou_background": "background", "mean_iou": "mean"}
+    return "\n".join(["IoU" + "".join(f"{name:>12}" for name in names.values()),
+                      "   " + "".join(f"{text(summary[key], 4):>12}" for key in names)])
+
+
+def evaluate(settings: Any) -> dict[str, Any]:
+    """Evaluates the occlusion net as the settings say, prints and writes everything; returns the summary.
+
+    Written are occlusion.csv, summary.json and, with pictures, occlusion.png.
+
+    Raises:
+        UserError: weights or data are missing (before any work), or some images could not be used (after all work).
+    """
+    from engine import build
+    from models.weights import load_occlusion
+    regions = build.face_folder(settings)
+    dataset = build.build_test_data(settings)
+    device = build.choose_device(settings)
+    network, _ = load_occlusion(settings.occ_ckpt)
+    options = SegmentationOptions(regions, device, settings.nthreads, settings.log_type)
+    results = SegmentationEvaluator(dataset, network.to(device), options).run()
+    results.skipped.update(getattr(dataset, "unreadable", {}))
+    if not results.rows:
+        raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")
+    folder = Path(settings.output or Path(settings.result_path) / "eval_occlusion")
+    summary = {**summarise(results), "settings": build.plain_settings(settings)}
+    report.write_csv(folder / "occlusion.csv", results.rows, results.columns)
+    report.write_json(folder / "summary.json", summary)
+    if settings.save_results and results.examples:
+        captions, pictures = zip(*results.examples)
+        report.draw_sheet(folder / "occlusion.png", pictures, captions, SHEET_COLUMNS)
+    note("\n" + format_summary(summary))
+    note(f"\n{len(results.rows)} faces in {results.seconds:.0f} s; results in {folder}")
+    if results.skipped:
+        raise UserError(f"{len(results.skipped)} of {len(results.skipped) + len(results.rows)} faces were skipped: "
+                        + "; ".join(results.skipped.values()))
+    return summary

@@ -1,0 +1,140 @@
+"""Real portraits without ground truth: points in, labels out."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from datasets.definition import load_builtin
+from engine import portraits
+from engine.encoder_stage import Geometry, crop_landmarks
+from models.encoder import FaceCode
+from models.morphable import MorphableModel
+from models.occlusion import FACE
+from utils.errors import UserError
+from utils.images import write_image
+
+MIRRORED = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46, 39, 38,
+            37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+
+
+@pytest.fixture(scope="module")
+def face():
+    """(morphable model, geometry)."""
+    definition = load_builtin()
+    model = MorphableModel(definition)
+    return model, Geometry(model, definition.coefficient_parity, definition.coefficient_mean,
+                           definition.coefficient_std)
+
+
+def code(count: int, seed: int = 0, spread: float = 1.0) -> FaceCode:
+    """Plausible random faces."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)
+    pose = torch.cat([0.1 * normal(count, 3), 0.03 * normal(count, 2)], 1) * spread
+    return FaceCode(normal(count, 228) * spread, torch.zeros(count, 512), torch.zeros(count, 512),
+                    9e-4 * (0.05 * spread * normal(count)).exp(), pose, normal(count, 27))
+
+
+def landmarks_of(values: FaceCode, geometry: Geometry) -> torch.Tensor:
+    return crop_landmarks(values.shape, values.scale, values.pose, geometry)
+
+
+class Teacher(nn.Module):
+    """Always the same answer."""
+
+    def __init__(self, answer: FaceCode):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image):
+        return FaceCode(*(value[:1].expand(len(image), *value.shape[1:]) for value in self.answer))
+
+
+def test_mirrored_code_is_the_mirrored_face(face):
+    values = code(4)
+    mirrored = landmarks_of(portraits.mirror_code(values, face[1]), face[1])
+    expected = landmarks_of(values, face[1])[:, MIRRORED]
+    expected[..., 0] = 255 - expected[..., 0]
+    torch.testing.assert_close(mirrored, expected, atol=2e-2, rtol=0)
+
+
+def test_mirroring_twice_changes_nothing(face):
+    values = code(3)
+    twice = portraits.mirror_code(portraits.mirror_code(values, face[1]), face[1])
+    for one, other in zip(values, twice):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduce,count,limit", [(lambda points: points, 68, 1.5),
+                                                (portraits.five_points, 5, 2.0)])
+def test_fit_brings_the_landmarks_to_the_points(face, reduce, count, limit):
+    truth, guess = code(3, 1), code(3, 1)
+    guess = guess._replace(pose=guess.pose + torch.tensor([0.0, 0.03, 0.02, 0.04, -0.03]), scale=guess.scale * 1.04,
+                           shape=guess.shape * 0.5)
+    points = reduce(landmarks_of(truth, face[1]))
+    assert points.shape[1] == count
+    fitted = portraits.fit_points(guess, list(points), face[1])
+    distance = lambda values: (reduce(landmarks_of(values, face[1])) - points).norm(dim=-1).mean()
+    assert distance(guess) > 4 and distance(fitted) < limit
+    before, after = ((landmarks_of(values, face[1]) - landmarks_of(truth, face[1])).norm(dim=-1).mean()
+                     for values in (guess, fitted))
+    assert after < 0.7 * before  # and so do the landmarks that were not given
+
+
+def test_fit_keeps_a_guess_that_agrees(face):
+    guess = code(2, 3)
+    fitted = portraits.fit_points(guess, list(landmarks_of(guess, face[1])), face[1])
+    torch.testing.assert_close(fitted.shape, guess.shape, atol=1e-3, rtol=0)
+    torch.testing.assert_close(fitted.pose, guess.pose, atol=1e-4, rtol=0)
+
+
+def test_portraits_of_a_folder(face, tmp_path, capsys):
+    truth = code(1, 5, spread=0.3)
+    points = portraits.five_points(landmarks_of(truth, face[1]))[0] + torch.tensor([3.0, -2.0])
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.png", np.full((256, 256, 3), 90, np.uint8))
+    file = tmp_path / "points.json"
+    file.write_text(json.dumps({name: points.tolist() for name in ("a", "b")}))
+    found = portraits.load_portraits(tmp_path, file, Teacher(truth), face[1], face[0], "traditional")
+    assert "1 of 3" in capsys.readouterr().err
+    assert len(found) == 2 and found.names == ["a", "b"]
+    item = found[1]
+    assert item["image"].shape == (3, 256, 256) and item["labels"].shape == (256, 256)
+    shifted = portraits.five_points(item["landmarks"][None])[0]
+    assert (shifted - points).norm(dim=-1).mean() < 1.0
+    inner = item["landmarks"][17:].round().long()
+    assert (item["labels"][inner[:, 1], inner[:, 0]] == FACE).float().mean() > 0.8
+
+
+def test_mix_has_the_wanted_share():
+    class Items(TensorDataset):
+        def __getitem__(self, index):
+            return {**dict.fromkeys(portraits.FIELDS, index), "albedo": 0}
+
+    faces, few = Items(torch.zeros(60)), Items(torch.zeros(10))
+    mixed = portraits.mix(faces, few, 0.4)
+    assert len(mixed) == 60 + 40
+    assert set(mixed[0]) == set(portraits.FIELDS)
+    with pytest.raises(UserError, match="portrait-share"):
+        portraits.mix(faces, few, 1.0)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{\"a\": [[1, 2]]}", "{\"a\": \"x\"}", "no json", "{\"a\": [[1, NaN], [1, 2], "
+                                     "[1, 2], [1, 2], [1, 2]]}"])
+def test_bad_points_are_named(tmp_path, content):
+    file = tmp_path / "points.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="points.json"):
+        portraits.read_points(file)
+
+
+def test_no_portrait_with_points(face, tmp_path):
+    write_image(tmp_path / "a.png", np.zeros((256, 256, 3), np.uint8))
+    (tmp_path / "points.json").write_text("{}")
+    with pytest.raises(UserError, match="names must be"):
+        portraits.load_portraits(tmp_path, tmp_path / "points.json", Teacher(code(1)), face[1], face[0], "traditional")
