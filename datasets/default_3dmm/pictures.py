@@ -15,11 +15,15 @@ BACKGROUND = 0.93
 LIGHT = np.array([0.3, 0.45, 0.84])
 
 
-def rotate(vertices: np.ndarray, yaw: float) -> np.ndarray:
-    """Turn (V, 3) about the vertical axis by yaw degrees; positive shows the face's side at x < 0."""
-    angle = np.radians(yaw)
+def rotate(vertices: np.ndarray, yaw: float, pitch: float = 0.0) -> np.ndarray:
+    """Turn (V, 3) about the vertical axis by yaw, then about the horizontal one by pitch degrees.
+
+    Positive yaw shows the face's side at x < 0, positive pitch the face from above.
+    """
+    angle, tilt = np.radians(yaw), np.radians(pitch)
     turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    return vertices @ turn.T
+    nod = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    return vertices @ turn.T @ nod.T
 
 
 def normals_of(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -84,12 +88,37 @@ def mean_picture(model: dict) -> np.ndarray:
     return np.hstack([*views, albedo, layout])
 
 
+def landmark_picture(model: dict, seed: int = 1) -> np.ndarray:
+    """The 68 landmarks from five views, on the mean face and on two random ones with random expressions.
+
+    A dot is filled where the landmark faces the camera, hollow where it is turned away.
+    """
+    size, scale, rng, rows = 300, 300 / 215000, np.random.default_rng(seed), []
+    basis = np.concatenate([model["identity_basis"], model["expression_basis"]])
+    colour = face_colour(model, model["albedo_mean"])
+    for spread in (0.0, 1.0, 1.0):
+        coefficients = spread * rng.standard_normal(len(basis)) * model["coefficient_std"]
+        face = model["mean"] + np.tensordot(coefficients, basis, 1)
+        row = []
+        for yaw, pitch in ((-60, 0), (-30, 0), (0, 0), (0, -25), (0, 25)):
+            vertices = rotate(face.astype(np.float64), yaw, pitch)
+            view = np.ascontiguousarray((render(vertices, model["triangles"], colour, size, scale) * 255)
+                                        .astype(np.uint8))
+            facing = normals_of(vertices, model["triangles"])[:, 2] > 0
+            for index in model["landmarks"]:
+                place = round(size / 2 + vertices[index, 0] * scale), round(size / 2 - vertices[index, 1] * scale)
+                cv2.circle(view, place, 2, (0, 255, 60), -1 if facing[index] else 1, cv2.LINE_AA)
+            row.append(view)
+        rows.append(np.hstack(row))
+    return np.vstack(rows)
+
+
 def component_picture(model: dict) -> np.ndarray:
-    """Seven identity and seven expression components at -2.5 (top) and +2.5 sigma."""
+    """Seven identity and seven expression components at -2 (top) and +2 sigma."""
     size, scale = 170, 170 / 240000
     rows = []
     for name, start in (("identity_basis", 0), ("expression_basis", 199)):
-        for amount in (-2.5, 2.5):
+        for amount in (-2.0, 2.0):
             row = []
             for k in range(7):
                 shape = model["mean"] + amount * model["coefficient_std"][start + k] * model[name][k]
@@ -119,9 +148,9 @@ def head_picture(model: dict, head: HeadModel, seed: int = 4) -> np.ndarray:
 
 
 def main() -> None:
-    """Write the three pictures as JPEG files."""
+    """Write the pictures as JPEG files."""
     model, head = read_model(), HeadModel.load()
-    for name, picture in (("mean", mean_picture(model)), ("components", component_picture(model)),
+    for name, picture in (("mean", mean_picture(model)), ("landmarks", landmark_picture(model)), ("components", component_picture(model)),
                           ("heads", head_picture(model, head))):
         cv2.imwrite(str(FOLDER / f"{name}.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 

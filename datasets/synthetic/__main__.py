@@ -17,9 +17,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-occluders", action="store_true", help="nothing in front of the faces")
     parser.add_argument("--no-albedo", action="store_true", help="leave out the UV albedo (a third of the size)")
     parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the first 48 faces instead")
+    parser.add_argument("--beside", metavar="DIR", help="with --sheet: 64 faces beside 64 aligned real ones of a folder")
     arguments = parser.parse_args()
     if not arguments.output and not arguments.sheet:
         parser.error("give --output DIR for a cache or --sheet PNG for a contact sheet")
+    if arguments.beside and not arguments.sheet:
+        parser.error("--beside DIR needs --sheet PNG")
     return arguments
 
 
@@ -30,12 +33,16 @@ def main() -> int:
 
     from .cache import write_cache
     from .dataset import SyntheticFaces
-    from .sheet import contact_sheet
+    from .sheet import beside_real, contact_sheet
 
     try:
         if arguments.sheet:
-            faces = SyntheticFaces(arguments.split, 48, arguments.seed, not arguments.no_occluders)
-            contact_sheet(faces, arguments.sheet)
+            faces = SyntheticFaces(arguments.split, 64, arguments.seed, not arguments.no_occluders)
+            if arguments.beside:
+                from datasets.faces import FolderFaces
+                beside_real(faces, FolderFaces(arguments.beside), arguments.sheet)
+            else:
+                contact_sheet(faces, arguments.sheet)
         if arguments.output:
             write_cache(arguments.output, arguments.split, arguments.count, arguments.seed, not arguments.no_occluders,
                         not arguments.no_albedo, arguments.num_workers)
