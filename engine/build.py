@@ -235,11 +235,12 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.encoder import Encoder
     from models.renderer import Renderer
     from models.weights import load_encoder
-    encoder, metadata = load_encoder(settings._3dmm_ckpt) if settings.portraits else (Encoder(), None)
+    trained = settings.portraits or settings.finetune
+    encoder, metadata = load_encoder(settings._3dmm_ckpt) if trained else (Encoder(), None)
     name = choose_definition(settings, metadata)
     definition = load_definition(name)
     model = MorphableModel(definition)
-    if not (settings.portraits or settings.resume):
+    if not (trained or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))
     geometry = _geometry(model, definition)
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
@@ -258,7 +259,9 @@ def _geometry(model: MorphableModel, definition: Any):
 def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.occlusion_stage import OcclusionStage
     from models.occlusion import OcclusionNet
-    return OcclusionStage(OcclusionNet(), settings.loss_options, _train_size(settings))
+    from models.weights import load_occlusion
+    network = load_occlusion(settings.occ_ckpt)[0] if settings.finetune else OcclusionNet()
+    return OcclusionStage(network, settings.loss_options, _train_size(settings))
 
 
 def _train_size(settings: Any) -> int:
@@ -272,14 +275,14 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.inpainter import Inpainter
-    from models.weights import load_encoder, load_occlusion
+    from models.weights import load_encoder, load_inpainter, load_occlusion
     encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else Inpainter(mirror=mirror_uv)
     occlusion = None
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
     definition = load_definition(choose_definition(settings, metadata))
-    completion = FaceCompletion(encoder, Inpainter(mirror=mirror_uv), MorphableModel(definition), occlusion=occlusion,
-                                iterations=1)
+    completion = FaceCompletion(encoder, inpainter, MorphableModel(definition), occlusion=occlusion, iterations=1)
     weights = {"perceptual": PERCEPTUAL_WEIGHT * settings.is_using_frecon, **settings.loss_options}
     perceptual = None
     if weights["perceptual"] > 0:

@@ -7,12 +7,15 @@ import torch
 
 from engine_samples import SmallEncoder, SmallFaces, small_definition
 
+from engine import build
 from engine.augmentation import CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
 from engine.occlusion_stage import OcclusionStage, balanced_cross_entropy, boundary, dice_loss
 from models.lighting import shade
 from models.morphable import MorphableModel
+from models.occlusion import OcclusionNet
 from models.renderer import rotation
+from utils import checkpoints, config
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,14 @@ def test_mean_iou_by_hand():
     stage = OcclusionStage(torch.nn.Identity())
     scores = stage.score(torch.tensor([8.0, 2, 0, 0, 4, 0, 0, 0, 0]))
     assert scores["mean_iou"] == pytest.approx((8 / 10 + 4 / 6) / 2)
+
+
+@pytest.mark.parametrize("finetune", [True, False])
+def test_finetuning_starts_from_the_weights(tmp_path, finetune):
+    network = OcclusionNet()
+    checkpoints.save_weights(tmp_path / "o.pth", "occlusion", network.state_dict(), {}, half=False)
+    arguments = ["--stage", "occlusion", "--occ-ckpt", str(tmp_path / "o.pth"), *["--finetune"] * finetune]
+    started = build.build_stage(config.parse(arguments, ""), None).networks["occlusion"]
+    pairs = zip(started.state_dict().values(), network.state_dict().values())
+    same = all(torch.equal(one, other) for one, other in pairs)
+    assert same == finetune and all(parameter.requires_grad for parameter in started.parameters())

@@ -109,6 +109,8 @@ OPTIONS = {
     ],
     "Training": [
         Option("resume", "path", None, "training checkpoint (or run folder) to continue exactly"),
+        Option("finetune", "bool", False, "start from the stage's weights (--3dmm-ckpt, --occ-ckpt or --recon-ckpt) "
+               "instead of from scratch"),
         Option("nepochs", "int", 500, "epochs to train", least=1),
         Option("max_steps", "int", None, "stop after this many optimiser steps", least=1),
         Option("max_minutes", "float", None, "stop after this many minutes", least=0),
