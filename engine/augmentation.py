@@ -90,11 +90,6 @@ class Similarity:
                             c2 * xy + s2 * x2, c2 * x2 - s2 * xy], -1).reshape(-1, 27)
 
 
-def shrink(image: Tensor, size: int) -> Tensor:
-    """Windows (B, C, 224, 224) averaged down to (B, C, size, size); unchanged if that is their size."""
-    return image if image.shape[-1] == size else F.interpolate(image, size=(size, size), mode="area")
-
-
 def to_float(images: Tensor) -> Tensor:
     """uint8 images (B, 3, H, W) -> float in [-1, 1]."""
     return images.float() / 127.5 - 1

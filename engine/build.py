@@ -7,6 +7,7 @@ from typing import Any, Mapping
 import torch
 from torch.utils.data import Dataset
 
+from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
 from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
@@ -237,6 +238,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.weights import load_encoder
     trained = settings.portraits or settings.finetune
     encoder, metadata = load_encoder(settings._3dmm_ckpt) if trained else (Encoder(), None)
+    encoder.input_size = _train_size(settings)
     name = choose_definition(settings, metadata)
     definition = load_definition(name)
     model = MorphableModel(definition)
@@ -246,8 +248,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
-    return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, train_size=_train_size(settings),
-                        **extra)
+    return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
 
 
 def _geometry(model: MorphableModel, definition: Any):
@@ -261,7 +262,8 @@ def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.occlusion import OcclusionNet
     from models.weights import load_occlusion
     network = load_occlusion(settings.occ_ckpt)[0] if settings.finetune else OcclusionNet()
-    return OcclusionStage(network, settings.loss_options, _train_size(settings))
+    network.reduction = _train_size(settings) / WINDOW_SIZE
+    return OcclusionStage(network, settings.loss_options)
 
 
 def _train_size(settings: Any) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.masks import random_rectangle
 from engine import report
-from engine.augmentation import Similarity, colour_jitter, shrink, to_float
+from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
 from models.lighting import MIN_SHADE
@@ -75,14 +75,14 @@ class EncoderStage(Stage):
 
     def __init__(self, encoder: nn.Module, albedo_decoder: nn.Module, geometry: Geometry, renderer: Any = None,
                  weights: Mapping[str, float] | None = None, definition_name: str = "builtin",
-                 albedo_every: int = 4, albedo_items: int = 4, train_size: int = WINDOW_SIZE):
+                 albedo_every: int = 4, albedo_items: int = 4):
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
         self.uses_albedo = weights["albedo"] > 0 or weights["render"] > 0
         networks = {"encoder": encoder, **({"albedo_decoder": albedo_decoder} if self.uses_albedo else {})}
         frozen = {"geometry": geometry, **({"renderer": renderer} if renderer else {})}
         super().__init__(networks, weights, frozen=frozen)
         self.geometry, self.renderer, self.definition_name = geometry, renderer, definition_name
-        self.albedo_every, self.albedo_items, self.train_size = albedo_every, albedo_items, train_size
+        self.albedo_every, self.albedo_items = albedo_every, albedo_items
 
     def metadata(self) -> dict[str, Any]:
         return {"definition": self.definition_name}
@@ -90,7 +90,7 @@ class EncoderStage(Stage):
     def losses(self, batch, rng, autocast: Autocast, step: int):
         image, truth = self._augment(batch, rng)
         with autocast():
-            code = self.networks["encoder"](shrink(image, self.train_size))
+            code = self.networks["encoder"](image)
         losses = self._geometry_losses(code, truth)
         if self.uses_albedo and step % self.albedo_every == 0:
             losses.update(self._albedo_losses(code, truth, autocast))

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.alignment import WINDOW_SIZE
 from engine import report
-from engine.augmentation import Similarity, colour_jitter, shrink, to_float
+from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.stage import Autocast, Stage
 from models.occlusion import N_LABELS
 
@@ -31,18 +30,16 @@ class OcclusionStage(Stage):
     validation_items = 128
     gradient_clip = 20.0
 
-    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None, train_size: int = WINDOW_SIZE):
+    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self.train_size = train_size
 
     def losses(self, batch, rng, autocast: Autocast, step: int):
         count, device = len(batch["image"]), batch["image"].device
         change = Similarity.draw(rng, count, device, zoom=0.12, angle=0.1, shift=8.0)
         image = colour_jitter(change.warp(to_float(batch["image"])), rng)
-        labels = change.warp(batch["labels"][:, None].float(), mode="nearest")
-        labels = F.interpolate(labels, size=(self.train_size,) * 2, mode="nearest-exact")[:, 0].round().long()
+        labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
         with autocast():
-            logits = self.networks["occlusion"].logits(shrink(image, self.train_size))
+            logits = self.networks["occlusion"].logits(image)
         logits = logits.float()
         return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
 

@@ -33,10 +33,15 @@ class _Up(nn.Module):
 
 
 class OcclusionNet(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1], any H and W of at least 32 -> label probabilities (B, 3, H, W)."""
+    """Image (B, 3, H, W) in [-1, 1], any H and W of at least 32 -> label probabilities (B, 3, H, W).
 
-    def __init__(self):
+    reduction: in (0, 1]; below 1 the image is reduced by it first, by averaging, and the scores are enlarged again. A
+    departure from the published net (1) that costs a fraction of the time, for weights trained in this way.
+    """
+
+    def __init__(self, reduction: float = 1.0):
         super().__init__()
+        self.reduction = reduction
         widths = (32, 64, 128, 256, 256, 256)
         self.inlet = _double(3, widths[0])
         self.down = nn.ModuleList(_double(*pair) for pair in zip(widths[:-1], widths[1:]))
@@ -48,14 +53,23 @@ class OcclusionNet(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < MIN_SIZE:
             raise ValueError(f"the occlusion net takes images (B, 3, H, W) of at least {MIN_SIZE} pixels a side; "
                              f"got {tuple(image.shape)}")
+        size = image.shape[-2:]
+        if self.reduction < 1:
+            image = F.interpolate(image, [max(MIN_SIZE, round(side * self.reduction)) for side in size], mode="area")
+        scores = self._scores(image)
+        scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        if scores.shape[-2:] != size:
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+        return scores
+
+    def _scores(self, image: torch.Tensor) -> torch.Tensor:
         maps = [self.inlet(image)]
         for stage in self.down:
             maps.append(stage(F.max_pool2d(maps[-1], 2)))
         x = maps.pop()
         for stage in self.up:
             x = stage(x, maps.pop())
-        scores = self.output(x)
-        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        return self.output(x)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.logits(image).softmax(dim=1)

@@ -11,6 +11,7 @@ from models import legacy
 from models.encoder import Encoder
 from models.inpainter import Inpainter
 from models.occlusion import OcclusionNet
+from models.renderer import WINDOW_SIZE
 from utils import checkpoints
 from utils.errors import UserError
 
@@ -20,14 +21,19 @@ _OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "-
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
     """(encoder in evaluation mode, metadata) from any of the three kinds of files; UserError if there is none.
 
-    metadata is what was stored with the weights; "source" is "weights", "training" or "published".
+    metadata is what was stored with the weights; "source" is "weights", "training" or "published". The encoder reduces
+    its images to the size at which it was trained, if that is known.
     """
-    return _load(path, "encoder", lambda state: Encoder())
+    encoder, metadata = _load(path, "encoder", lambda state: Encoder())
+    encoder.input_size = _train_size(metadata)
+    return encoder, metadata
 
 
 def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
     """(occlusion net in evaluation mode, metadata), as :func:`load_encoder`."""
-    return _load(path, "occlusion", lambda state: OcclusionNet())
+    occlusion, metadata = _load(path, "occlusion", lambda state: OcclusionNet())
+    occlusion.reduction = (_train_size(metadata) or WINDOW_SIZE) / WINDOW_SIZE
+    return occlusion, metadata
 
 
 def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> tuple[Inpainter, dict]:
@@ -39,6 +45,11 @@ def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> t
     if mirror is not None:
         network.mirror = mirror
     return network, metadata
+
+
+def _train_size(metadata: Mapping) -> int | None:
+    """The side in pixels at which a network saw the 224 px windows when it was trained; None if that is unknown."""
+    return dict(metadata.get("settings") or {}).get("train_size")
 
 
 def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Module]) -> tuple[nn.Module, dict]:

@@ -216,3 +216,26 @@ def test_copies_and_state_dicts_carry_the_singular_vectors():
         wanted = network.eval()(image)
         for same in (other.eval()(image), duplicate.eval()(image)):
             assert all(torch.equal(a, b) for a, b in zip(wanted, same))
+
+
+def test_encoder_reduces_its_image_to_the_size_of_its_training():
+    encoder = Encoder().eval()
+    image = torch.rand(1, 3, 224, 224) * 2 - 1
+    small = torch.nn.functional.interpolate(image, size=(96, 96), mode="area")
+    with torch.no_grad():
+        expected = encoder(small)
+        encoder.input_size = 96
+        for one, other in zip(encoder(image), expected):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(encoder(small).shape, expected.shape)
+
+
+def test_occlusion_net_scores_every_pixel_of_a_reduced_image():
+    net = OcclusionNet().eval()
+    image = torch.rand(1, 3, 224, 100) * 2 - 1
+    with torch.no_grad():
+        small = net.logits(torch.nn.functional.interpolate(image, (128, 57), mode="area"))
+        net.reduction = 128 / 224
+        scores = net.logits(image)
+    assert scores.shape == (1, 3, 224, 100)
+    torch.testing.assert_close(scores, torch.nn.functional.interpolate(small, (224, 100), mode="bilinear"))
