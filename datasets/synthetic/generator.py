@@ -11,9 +11,9 @@ import numpy as np
 from . import camera
 from .atlas import HEIGHT, WIDTH, Atlas
 from .background import sample_background
+from .clothes import Outfit, sample_outfit
 from .expressions import sample_expression
 from .features import paint_eyes, paint_mouth
-from .fields import random_colour
 from .lighting import Light, sample_light
 from .occluders import sample_occluders
 from .pose import CROP, Pose, crop_pose, sample_rotation
@@ -33,7 +33,6 @@ _SAMPLE_EYE_DISTANCE = 62e3  # um
 class Style:
     """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1].
 
-    clothes (3,) albedo; neckline: depth under the chin in mm, and slope.
     """
 
     hair: int
@@ -41,8 +40,7 @@ class Style:
     lash: int
     buzz_cut: float
     alpha_cut: float
-    clothes: np.ndarray
-    neckline: tuple[float, float]
+    outfit: Outfit
 
 
 def streams(seed: int, split: str, index: int) -> dict[str, np.random.Generator]:
@@ -75,11 +73,8 @@ def sample_style(rng: np.random.Generator, wardrobe: Wardrobe, occluders: bool, 
         hat = int(rng.integers(len(hats)))
     lashes = wardrobe.layers.get("lash", [])
     lash = int(rng.integers(len(lashes))) if lashes and rng.random() < 0.6 else -1
-    clothes = random_colour(rng, 0.5)
-    if gray:
-        clothes = np.full(3, clothes.mean(), np.float32)
-    neckline = (float(rng.uniform(38, 95)), float(rng.uniform(0.0, 0.45)))
-    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), clothes, neckline)
+    outfit = sample_outfit(rng)
+    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), outfit.gray() if gray else outfit)
 
 
 class FaceGenerator:
@@ -152,12 +147,12 @@ class FaceGenerator:
         """The crop before the camera, (256, 256, 3) float32, and its labels (256, 256) uint8."""
         shadow = 0.0 if clean else rng["light"].uniform(0.2, 0.8) * (rng["light"].random() < 0.7)
         gloss = 0.0 if clean else rng["light"].beta(1.2, 2.0)
-        head = self.renderer.render(vertices, pose, painting, complexion, light, style.clothes, style.neckline,
-                                    style.buzz_cut, shadow, gloss)
+        head = self.renderer.render(vertices, pose, painting, complexion, light, style.outfit, style.buzz_cut, shadow,
+                                    gloss)
         background = sample_background(rng["background"], SIZE)
         if complexion.gray:
             background = np.repeat(background.mean(-1, keepdims=True), 3, axis=-1)
-        background = clothes_behind(rng["background"], background, head, style.clothes, light)
+        background = clothes_behind(rng["background"], background, head, style.outfit.colour, light)
         covered = head.depth > -np.inf
         canvas = Canvas(np.where(covered[..., None], head.picture, background), head.depth, head.face,
                         np.zeros_like(covered))

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from .atlas import MOUTH, Atlas, rasterize, sample_texture
+from .clothes import Outfit
 from .fields import blend, smooth_noise
 from .lighting import Light
 from .pose import CROP, Pose
@@ -51,7 +52,7 @@ class HeadRenderer:
         attributes = atlas.head.attributes
         self._scalp = attributes["scalp"][:, None]
         self._below_chin = atlas.mean_vertices[atlas.head.landmarks[8], 1] - atlas.mean_vertices[:, 1]
-        self._sideways = np.abs(atlas.mean_vertices[:, 0])
+        self._sideways = np.abs(atlas.mean_vertices[:, :1]) / 1e3
         self._texel = np.nan_to_num(atlas.vertex_texel)
 
     def neckline(self, depth: float, slope: float) -> np.ndarray:
@@ -59,7 +60,7 @@ class HeadRenderer:
 
         The neckline lies `depth` mm under the chin in front and rises to the sides by `slope`.
         """
-        return ((self._below_chin + slope * self._sideways) / 1e3 - depth)[:, None].astype(np.float32)
+        return (self._below_chin[:, None] / 1e3 + slope * self._sideways - depth).astype(np.float32)
 
     def normals(self, vertices: np.ndarray) -> np.ndarray:
         """Unit vertex normals (N, 3), area-weighted."""
@@ -84,13 +85,10 @@ class HeadRenderer:
         return np.clip((nearest - seen[:, 2] - 5e3) / 5e3, 0, 1).astype(np.float32)
 
     def render(self, vertices: np.ndarray, pose: Pose, painting: np.ndarray, complexion: Complexion, light: Light,
-               clothes: np.ndarray, neckline: tuple[float, float], buzz_cut: float, shadow: float,
-               gloss: float) -> HeadPicture:
+               outfit: Outfit, buzz_cut: float, shadow: float, gloss: float) -> HeadPicture:
         """The bare head.
 
-        vertices (N, 3) um; painting (H, W, 4): albedo and eye gloss of the face; clothes (3,) albedo;
-        neckline: see there;
-        shadow, gloss in [0, 1]: strengths of cast shadows and of highlights (0 gives exactly albedo times shade).
+        vertices (N, 3) um; painting (H, W, 4): albedo and eye gloss of the face; shadow, gloss in [0, 1]: strengths of cast shadows and of highlights (0 gives exactly albedo times shade).
         """
         head = self.atlas.head
         placed = pose.project(vertices, SUPERSAMPLING)
@@ -100,12 +98,13 @@ class HeadRenderer:
         rotated = vertices @ pose.rotation.T.astype(np.float32)
         lost = self.cast_shadow(rotated, light)[:, None] if shadow > 0 else np.zeros((len(vertices), 1), np.float32)
         channels = np.concatenate(
-            [self.normals(rotated), self._texel, self._scalp, self.neckline(*neckline), lost], axis=1)
+            [self.normals(rotated), self._texel, self._scalp, self.neckline(*outfit.neckline), lost, self._sideways],
+            axis=1)
         corners = head.triangles[shown]
         values = sum(channels[corners[:, k]] * weight[:, k:k + 1] for k in range(3))
         normal = values[:, :3] / (np.linalg.norm(values[:, :3], axis=1, keepdims=True) + 1e-6)
         on_face = self._is_face[shown]
-        albedo, eye_gloss = self._albedo(shown, weight, on_face, values, painting, complexion, clothes, buzz_cut)
+        albedo, eye_gloss = self._albedo(shown, weight, on_face, values, painting, complexion, outfit, buzz_cut)
         lit = albedo * light.shade(normal)
         if shadow > 0:
             facing = np.clip(normal @ light.direction * 2, 0, 1)
@@ -114,7 +113,7 @@ class HeadRenderer:
             lit += self._highlights(normal, light, eye_gloss, gloss, values[:, 6])[:, None]
         return self._compose(covered, lit, depth, normal, on_face, shown, values[:, 6])
 
-    def _albedo(self, shown, weight, on_face, values, painting, complexion, clothes, buzz_cut):
+    def _albedo(self, shown, weight, on_face, values, painting, complexion, outfit, buzz_cut):
         """Albedo (n, 3) and eye gloss (n,) of the covered pixels."""
         result = np.zeros((len(shown), 4), np.float32)
         at = values[on_face, 3:5]
@@ -125,6 +124,7 @@ class HeadRenderer:
         colour = sample_texture(complexion.skin, uv[:, 0], uv[:, 1])
         scalp, worn = values[rest, 5:6], values[rest, 6:7]
         colour = colour + (complexion.hair - colour) * scalp * buzz_cut
+        clothes = outfit.albedo(worn, values[rest, 8:9])
         colour = colour + (clothes - colour) * np.clip(worn, 0, 1)
         result[rest, :3] = colour
         return result[:, :3], result[:, 3]

@@ -87,7 +87,7 @@ def _tone_changes(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
 
 
 def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndarray:
-    """Pores, freckles, moles and spots."""
+    """Pores, freckles, moles and spots: the painting (H, W, 3) with them."""
     grain = smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 4, WIDTH / 2))
     paint = paint * (1 + rng.gamma(1.5, 0.005) * grain)[..., None]
     if rng.random() < 0.1:
@@ -104,6 +104,41 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
         if window.shape[:2] == spot.shape:
             window *= (1 - spot[..., None] * np.float32([0.75, 1.0, 1.0])).astype(np.float32)
     return paint
+
+
+def _wrinkles(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> None:
+    """Folds from nose to mouth, lines of forehead and frown, crow's feet and bags under the eyes, in place.
+
+    How deep they are is one number for the whole face: its age.
+    """
+    age = rng.beta(1.0, 1.6)
+    marks = atlas.vertex_texel[atlas.head.landmarks][:, ::-1]  # column, row
+    unit = np.hypot(*(marks[45] - marks[36])) / 10
+    middle = marks[27, 0]
+    lines = []
+    top = marks[17:27, 1].min() - rng.uniform(0.8, 1.4) * unit
+    for number in range(int(rng.integers(0, 5))):
+        columns = np.linspace(marks[18, 0], marks[25, 0], 12) + rng.normal(0, 0.2) * unit
+        rows = top - number * rng.uniform(0.5, 0.8) * unit + rng.normal(0, 0.08 * unit, 12).cumsum() * 0.5
+        lines.append((np.stack([columns, rows], 1), 0.6))
+    for inner, corner, wing, mouth, bag in ((21, 36, 31, 48, (36, 41, 40, 39)), (22, 45, 35, 54, (45, 46, 47, 42))):
+        out = np.sign(marks[corner, 0] - middle) * unit
+        lines.append((np.stack([marks[wing] + [0.25 * out, -0.3 * unit], marks[wing] + [0.8 * out, 0.5 * unit],
+                                marks[mouth] + [0.7 * out, -0.5 * unit], marks[mouth] + [0.6 * out, 0.6 * unit]]), 1.3))
+        lines.append((marks[list(bag)] + [0, rng.uniform(0.5, 0.9) * unit], 0.8))
+        start = marks[inner] + [-0.35 * out, 0.2 * unit]
+        lines.append((np.stack([start, start + [0, -0.9 * unit]]), 0.5 * (rng.random() < 0.6)))
+        for slope in (-0.5, 0.0, 0.5):
+            start = marks[corner] + [0.4 * out, slope * 0.6 * unit]
+            lines.append((np.stack([start, start + [0.9 * out, slope * unit]]), 0.5))
+    depth = np.zeros((HEIGHT, WIDTH), np.float32)
+    for points, strength in lines:
+        drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+        cv2.polylines(drawn, [np.round(points * 16).astype(np.int32)], False, 255, 1, cv2.LINE_AA, 4)
+        strength *= rng.uniform(0.4, 1.2)
+        np.maximum(depth, drawn.astype(np.float32) * np.float32(strength / 255), out=depth)
+    fine, broad = (cv2.GaussianBlur(depth, (0, 0), sigma * DETAIL) * sigma for sigma in (0.7, 2.2))
+    paint *= (1 - np.clip(age * (0.5 * fine + 0.45 * broad), 0, 0.5)[..., None] * np.float32([0.8, 1, 1]))
 
 
 def _lips(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray, made_up: bool) -> None:
@@ -172,6 +207,7 @@ def paint_skin(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, b
                       borderMode=cv2.BORDER_REPLICATE)
     paint = paint * cv2.resize(_tone_changes(rng, atlas), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
     paint = _marks(rng, atlas, paint)
+    _wrinkles(rng, atlas, paint)
     made_up = rng.random() < 0.35
     _lips(rng, atlas, complexion, paint, made_up)
     if not made_up:
