@@ -18,6 +18,9 @@ from utils.errors import UserError
 CROP_SIZE = 256
 WINDOW_SIZE = 224
 WINDOW_OFFSET = 16
+# Half the crop's side is the larger of these multiples of the eye distance and of the distance from the eyes to the
+# mouth; its centre lies a tenth of the way from the eyes to the mouth.
+EYE_FACTOR, MOUTH_FACTOR, CENTRE_SHIFT = 2.0, 1.8, 0.1
 CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
 FEATHER = 1.5  # crop pixels over which a pasted hole fades in, inside the hole
 
@@ -191,12 +194,12 @@ def _oriented_square(landmarks: np.ndarray) -> np.ndarray:
     eye_to_eye = points[1] - points[0]
     eyes_to_mouth = mouth - eyes
     x = eye_to_eye - _quarter_turn(eyes_to_mouth)
-    half = max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eyes_to_mouth))
+    half = max(EYE_FACTOR * np.hypot(*eye_to_eye), MOUTH_FACTOR * np.hypot(*eyes_to_mouth))
     if np.hypot(*x) < 1e-6 or 2 * half < _MIN_FACE:
         raise UserError("the face landmarks coincide: check the picture's line of the landmark file")
     x = x / np.hypot(*x) * half
     y = _quarter_turn(x)
-    centre = eyes + 0.1 * eyes_to_mouth
+    centre = eyes + CENTRE_SHIFT * eyes_to_mouth
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 

@@ -139,14 +139,11 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
 def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     """The training faces and real portraits, labelled by the encoder that the training starts from."""
     from engine.portraits import load_portraits, mix
-    from models.weights import load_encoder
     if settings.stage != "encoder":
         raise UserError(f"--portraits teaches --stage encoder, not --stage {settings.stage}: leave it out")
     if any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render")):
         raise UserError("portraits have no true albedo: leave albedo and render out of --loss-options, or --portraits")
-    teacher, metadata = load_encoder(settings._3dmm_ckpt)
-    definition = load_definition(choose_definition(settings, metadata))
-    model = MorphableModel(definition)
+    teacher, model, definition = _load_geometry(settings)
     portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
                                model, settings.log_type)
     return mix(faces, portraits, settings.portrait_share)
@@ -191,13 +188,11 @@ def build_completion(settings: Any, device: torch.device | None = None):
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
     from models.completion import FaceCompletion
-    from models.weights import load_encoder, load_inpainter, load_occlusion
+    from models.weights import load_inpainter, load_occlusion
     inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
-    encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    definition = load_definition(choose_definition(settings, metadata))
-    completion = FaceCompletion(encoder, inpainter, MorphableModel(definition), occlusion=occlusion,
-                                iterations=settings.niters)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters)
     return completion.eval().to(device or choose_device(settings))
 
 
@@ -207,10 +202,18 @@ def build_encoder(settings: Any, device: torch.device):
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
+    encoder, model, definition = _load_geometry(settings)
+    return encoder.to(device), _geometry(model, definition).to(device)
+
+
+def _load_geometry(settings: Any):
+    """(trained encoder for aligned crops, morphable model, its definition)."""
+    from engine.framing import FramedEncoder, trust_of
     from models.weights import load_encoder
     encoder, metadata = load_encoder(settings._3dmm_ckpt)
     definition = load_definition(choose_definition(settings, metadata))
-    return encoder.to(device), _geometry(MorphableModel(definition), definition).to(device)
+    model = MorphableModel(definition)
+    return FramedEncoder(encoder, model, trust_of(metadata)).eval(), model, definition
 
 
 def build_stage(settings: Any, train_set: Dataset) -> Stage:
@@ -277,14 +280,13 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.inpainter import Inpainter
-    from models.weights import load_encoder, load_inpainter, load_occlusion
-    encoder, metadata = load_encoder(settings._3dmm_ckpt)
+    from models.weights import load_inpainter, load_occlusion
+    encoder, model, _ = _load_geometry(settings)
     inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else Inpainter(mirror=mirror_uv)
     occlusion = None
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
-    definition = load_definition(choose_definition(settings, metadata))
-    completion = FaceCompletion(encoder, inpainter, MorphableModel(definition), occlusion=occlusion, iterations=1)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
     weights = {"perceptual": PERCEPTUAL_WEIGHT * settings.is_using_frecon, **settings.loss_options}
     perceptual = None
     if weights["perceptual"] > 0:

@@ -18,6 +18,7 @@ from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.masks import random_rectangle
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
+from engine.framing import settle
 from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
 from models.lighting import MIN_SHADE
@@ -27,6 +28,7 @@ from models.renderer import project, rotation
 
 VERTICES = 900  # compared besides the landmarks; all of them would only cost time
 OUTER_EYES = (36, 45)  # of the 68 iBUG landmarks; their distance is the unit of the landmark error
+TRUSTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of `engine.framing.settle` that validation tries
 TYPICAL_SCALE = 1e-3  # half the encoder's range
 HOLE_SHARES = {"none": 0.4, "rectangle": 0.35, "blobs": 0.15, "occluder": 0.1}  # of the training images
 DEFAULT_WEIGHTS = {"landmarks": 1.0, "vertices": 1.0, "depth": 0.3, "head": 0.5, "rotation": 1.0, "scale": 0.5,
@@ -83,9 +85,10 @@ class EncoderStage(Stage):
         super().__init__(networks, weights, frozen=frozen)
         self.geometry, self.renderer, self.definition_name = geometry, renderer, definition_name
         self.albedo_every, self.albedo_items = albedo_every, albedo_items
+        self.frame_trust = 0.0  # the best of TRUSTS at the last validation
 
     def metadata(self) -> dict[str, Any]:
-        return {"definition": self.definition_name}
+        return {"definition": self.definition_name, "frame_trust": self.frame_trust}
 
     def losses(self, batch, rng, autocast: Autocast, step: int):
         image, truth = self._augment(batch, rng)
@@ -148,31 +151,36 @@ class EncoderStage(Stage):
         return losses
 
     def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
-        """Sums of the landmark error on whole and on masked images, and the count."""
+        """Sums of the landmark error on whole and on masked images for each of TRUSTS, and the count."""
         image, labels = window(to_float(batch["image"])), window(batch["labels"][:, None])
         face = (labels == FACE)[:, 0].cpu().numpy()
         hole = np.stack([random_rectangle(rng, *region.shape, evaluation=True) & region for region in face])
         hole = torch.from_numpy(hole)[:, None].to(image.device)
         sums = []
         for masked in (image, image * ~hole):
-            landmarks = self.landmarks(networks["encoder"], masked, autocast)
-            sums.append(landmark_error(landmarks, batch["landmarks"]).sum())
+            with autocast():
+                code = networks["encoder"](masked)
+            found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
+            for trust in TRUSTS:
+                settled = settle(code, found, trust)
+                landmarks = crop_landmarks(settled.shape, settled.scale, settled.pose, self.geometry)
+                sums.append(landmark_error(landmarks, batch["landmarks"]).sum())
         return torch.stack([*sums, torch.tensor(float(len(image)), device=image.device)])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
-        whole, masked = (statistics[:2] / statistics[2]).tolist()
-        return {"nme": (whole + masked) / 2, "nme_whole": whole, "nme_masked": masked}
-
-    def landmarks(self, encoder: nn.Module, image: Tensor, autocast: Autocast) -> Tensor:
-        """The 68 landmarks (B, 68, 2) of windows (B, 3, 224, 224), (x, y) in pixels of the 256 crop, y downwards."""
-        with autocast():
-            code = encoder(image)
-        return crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
+        whole, masked = (statistics[:-1] / statistics[-1]).reshape(2, len(TRUSTS))
+        best = int((whole + masked).argmin())
+        self.frame_trust = TRUSTS[best]
+        return {"nme": float(whole[best] + masked[best]) / 2, "nme_whole": float(whole[best]),
+                "nme_masked": float(masked[best]), "frame_trust": self.frame_trust}
 
     def pictures(self, networks, batch, rng) -> Tensor:
         """Held-out faces with their true (green) and found (red) landmarks."""
         image = to_float(batch["image"][:8])
-        found = self.landmarks(networks["encoder"], window(image), torch.no_grad)
+        code = networks["encoder"](window(image))
+        found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
+        code = settle(code, found, self.frame_trust)
+        found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
         for colour, points in (((-1, 1, -1), batch["landmarks"][:8]), ((1, -1, -1), found)):
             place = points.round().long().clamp(0, CROP_SIZE - 1)
             for index in range(len(image)):

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.alignment import CENTRE_SHIFT, EYE_FACTOR, MOUTH_FACTOR
+
 WINDOW = 224
 CROP = 256
 OFFSET = (CROP - WINDOW) // 2
 MAX_SCALE = 2e-3
-# Half the crop is the larger of these multiples of the eye distance and of the eyes-to-mouth distance, and its centre
-# lies a tenth of the way from the eyes to the mouth: the crop of `datasets/alignment.py`.
-_EYE_FACTOR, _MOUTH_FACTOR, _CENTRE_SHIFT = 2.0, 1.8, 0.1
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def _crop_frame(eyes: np.ndarray, mouth: np.ndarray) -> tuple[np.ndarray, np.nda
     eye_to_mouth = mouth.mean(0) - eyes.mean(0)
     axis = eye_to_eye - np.array([-eye_to_mouth[1], eye_to_mouth[0]])
     axis /= np.hypot(*axis)
-    half = max(_EYE_FACTOR * np.hypot(*eye_to_eye), _MOUTH_FACTOR * np.hypot(*eye_to_mouth))
-    return axis * half, eyes.mean(0) + _CENTRE_SHIFT * eye_to_mouth
+    half = max(EYE_FACTOR * np.hypot(*eye_to_eye), MOUTH_FACTOR * np.hypot(*eye_to_mouth))
+    return axis * half, eyes.mean(0) + CENTRE_SHIFT * eye_to_mouth
 
 
 def crop_pose(rng: np.random.Generator, landmarks: np.ndarray, rotation: np.ndarray) -> Pose | None:
