@@ -188,8 +188,11 @@ def build_completion(settings: Any, device: torch.device | None = None):
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
     from models.completion import FaceCompletion
-    from models.weights import load_inpainter, load_occlusion
-    inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
+    from models.weights import load_inpainter, load_linear, load_occlusion
+    if settings.model_type == "linear":
+        inpainter = load_linear(settings.linear_ckpt)
+    else:
+        inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters)

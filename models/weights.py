@@ -10,12 +10,14 @@ from torch import nn
 from models import legacy
 from models.encoder import Encoder
 from models.inpainter import Inpainter
+from models.linear import LinearInpainter
 from models.occlusion import OcclusionNet
 from models.renderer import WINDOW_SIZE
 from utils import checkpoints
 from utils.errors import UserError
 
-_OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt"}
+_OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt",
+            "linear": "--linear-ckpt"}
 
 
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
@@ -45,6 +47,11 @@ def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> t
     if mirror is not None:
         network.mirror = mirror
     return network, metadata
+
+
+def load_linear(path: str | os.PathLike) -> LinearInpainter:
+    """The linear fill's model from its weight file; UserError if there is none."""
+    return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ()))))[0]
 
 
 def _train_size(metadata: Mapping) -> int | None:

@@ -104,6 +104,10 @@ OPTIONS = {
                "the encoder's checkpoint was trained with)"),
         Option("_3dmm_ckpt", "path", "checkpoints/encoder.pth", "weights of the encoder"),
         Option("occ_ckpt", "path", "checkpoints/occlusion.pth", "weights of the face-segmentation net"),
+        Option("model_type", "text", "3dmm_pca", "what completes the albedo: 3dmm_pca, the inpainting network, or linear, "
+               "a statistical model fitted to the visible texels", ("3dmm_pca", "linear")),
+        Option("linear_ckpt", "path", "checkpoints/linear.pth", "the linear fill's model, made by "
+               "python -m engine.linear_fill"),
         Option("recon_ckpt", "path", "checkpoints/inpainter.pth", "weights of the albedo inpainter"),
         Option("niters", "int", 2, "refinement iterations of a completion", least=1),
     ],
@@ -166,7 +170,6 @@ OBSOLETE = {
     "env": "progress goes to TensorBoard",
     "same_env": "progress goes to TensorBoard",
     "dist": "start with torchrun to train on several GPUs",
-    "model_type": "there is one kind of model",
     "loss_type": "--stage chooses what is trained",
     "output_resolution": "it is the resolution",
     "texture_size": "the UV map is 192x256",

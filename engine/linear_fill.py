@@ -1,0 +1,73 @@
+"""Makes the linear fill's model from aligned portraits: ``python -m engine.linear_fill --portraits DIR``.
+
+Every portrait is factored by the trained encoder; the albedo of its visible texels, and that of its mirror image, is
+what `models.linear.fit_model` learns from. Evaluate it with ``main.py --config args.txt --eval --model-type linear``.
+"""
+from __future__ import annotations
+
+import sys
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+
+from datasets.faces import FolderFaces
+from engine import build
+from engine.augmentation import to_float
+from models.linear import LinearInpainter, fit_model, reduce
+from models.morphable import mirror_uv
+from models.occlusion import FACE
+from utils import checkpoints, config
+from utils.errors import UserError
+from utils.logging import note, progress, run_script
+
+COMPONENTS = 64
+SURE = 0.5  # probability from which a pixel is taken for face
+
+
+@torch.no_grad()
+def collect(completion: Any, faces: FolderFaces, log_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reduced albedo maps (2 N, 3, 96, 128) of the portraits and their mirror images, and which texels are known.
+
+    completion: `models.completion.FaceCompletion`; known texels are seen and, for its occlusion net, face.
+    """
+    maps, known = [], []
+    for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
+        image = to_float(faces[index]["image"][None])
+        factors = completion.factor(image, torch.zeros_like(image[:, :1]))
+        face = (completion.occlusion(image)[:, FACE:FACE + 1] >= SURE).float()
+        visible = (factors.uv_visible & (completion.renderer.unwrap(face, factors.positions) > 0.99)).float()
+        for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
+            values, weight = reduce(albedo, seen)
+            maps.append(values.clamp(-1, 1))
+            known.append(weight > 0.5)
+    return torch.cat(maps).numpy(), torch.cat(known).numpy()
+
+
+def make(settings: Any) -> LinearInpainter:
+    """The model of the portraits in settings.portraits, written to settings.linear_ckpt; see the module.
+
+    Raises:
+        UserError: no portraits, too few of them, or weights are missing.
+    """
+    if not settings.portraits:
+        raise UserError("say where the aligned portraits are with --portraits DIR")
+    faces = FolderFaces(settings.portraits)
+    if 2 * len(faces) <= COMPONENTS:
+        raise UserError(f"{settings.portraits} holds {len(faces)} portraits; the linear fill needs more than "
+                        f"{COMPONENTS // 2}")
+    model = fit_model(*collect(build.build_completion(settings, torch.device("cpu")), faces, settings.log_type),
+                      COMPONENTS)
+    metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
+    checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)
+    note(f"{settings.linear_ckpt}: {COMPONENTS} components of {len(faces)} portraits, noise {float(model.noise):.3f}")
+    return model
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line: the options of main.py."""
+    make(config.parse(arguments, "Make the linear fill's model from aligned portraits (--portraits DIR)."))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
