@@ -20,6 +20,7 @@ CLASS_WEIGHTS = (0.8, 1.4, 0.8)  # face, occlusion, background: occluders are th
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
 BOUNDARY_WIDTH = 7
 DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "dice": 0.5}
+IOUS = ("iou_face", "iou_occlusion", "iou_background")  # in the order of the labels
 COLOURS = ((0.1, 0.9, 0.1), (0.9, 0.1, 0.1), (0.1, 0.1, 0.9))  # of the labels in pictures
 
 
@@ -47,15 +48,14 @@ class OcclusionStage(Stage):
         """Pixels of every (true, predicted) pair of classes, flattened 3x3."""
         with autocast():
             predicted = networks["occlusion"].logits(to_float(batch["image"])).argmax(1)
-        return torch.bincount((batch["labels"].long() * N_LABELS + predicted).flatten(), minlength=N_LABELS ** 2)
+        return confusion(batch["labels"], predicted).flatten()
 
     def score(self, statistics: Tensor) -> dict[str, float]:
         table = statistics.reshape(N_LABELS, N_LABELS)
-        union = table.sum(0) + table.sum(1) - table.diagonal()
-        ious = (table.diagonal() / union.clamp(min=1)).tolist()
-        present = [iou for iou, size in zip(ious, union.tolist()) if size > 0]
-        return {"mean_iou": sum(present) / len(present), "iou_face": ious[0], "iou_occlusion": ious[1],
-                "iou_background": ious[2], "accuracy": float(table.diagonal().sum() / table.sum())}
+        ious = overlaps(table)
+        present = [iou for iou in ious.values() if iou is not None]
+        return {"mean_iou": sum(present) / len(present), **{name: iou or 0.0 for name, iou in ious.items()},
+                "accuracy": float(table.diagonal().sum() / table.sum())}
 
     def pictures(self, networks, batch, rng) -> Tensor:
         """Held-out images, true and predicted labels."""
@@ -64,6 +64,19 @@ class OcclusionStage(Stage):
         colours = torch.tensor(COLOURS, device=image.device) * 2 - 1
         labels = [colours[labels.long()].permute(0, 3, 1, 2) for labels in (batch["labels"][:4], predicted)]
         return report.tile([list(row) for row in (image, *labels)])
+
+
+def confusion(labels: Tensor, predicted: Tensor) -> Tensor:
+    """Pixels of every (true, predicted) pair of labels, int64 (3, 3), of two label maps of one shape."""
+    pairs = labels.long() * N_LABELS + predicted.long()
+    return torch.bincount(pairs.flatten(), minlength=N_LABELS ** 2).reshape(N_LABELS, N_LABELS)
+
+
+def overlaps(table: Tensor) -> dict[str, float | None]:
+    """IoU of each label from a confusion table (3, 3); None for a label that is neither there nor predicted."""
+    union = table.sum(0) + table.sum(1) - table.diagonal()
+    return {name: int(common) / int(size) if size else None
+            for name, common, size in zip(IOUS, table.diagonal(), union)}
 
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
 from engine import report
-from engine.occlusion_stage import COLOURS
+from engine.occlusion_stage import COLOURS, IOUS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import FACE, N_LABELS, OCCLUSION
@@ -30,7 +30,6 @@ BATCH_SIZE = 8
 SHEET_FACES, SHEET_COLUMNS = 60, 6
 CELL = 128  # pixels of a picture on the contact sheet
 TINT = 0.45  # weight of a label's colour on the photo
-IOUS = ("iou_face", "iou_occlusion", "iou_background")  # in the order of the labels
 
 
 @dataclass
@@ -60,19 +59,6 @@ class SegmentationResults:
     def columns(self) -> list[str]:
         """The columns of occlusion.csv."""
         return list(self.rows[0])
-
-
-def confusion(labels: Tensor, predicted: Tensor) -> Tensor:
-    """Pixels of every (true, predicted) pair of labels, int64 (3, 3), of two label maps of one shape."""
-    pairs = labels.long() * N_LABELS + predicted.long()
-    return torch.bincount(pairs.flatten(), minlength=N_LABELS ** 2).reshape(N_LABELS, N_LABELS)
-
-
-def overlaps(table: Tensor) -> dict[str, float | None]:
-    """IoU of each label from a confusion table (3, 3); None for a label that is neither there nor predicted."""
-    union = table.sum(0) + table.sum(1) - table.diagonal()
-    return {name: int(common) / int(size) if size else None
-            for name, common, size in zip(IOUS, table.diagonal(), union)}
 
 
 def occluded_share(predicted: np.ndarray, region: np.ndarray | None) -> float | None:
