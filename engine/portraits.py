@@ -9,6 +9,7 @@ picture.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -139,13 +140,17 @@ def read_points(path: str | Path) -> dict[str, Tensor]:
     return points
 
 
+@lru_cache(maxsize=1)
+def _detector():
+    from datasets.detection import Detector
+    return Detector()
+
+
 def _detect(image: Tensor) -> Tensor | None:
     """MTCNN's five points (5, 2) of the largest face in a crop (3, 256, 256), None without one."""
-    from datasets.detection import Detector, NoFaceError
-    if not hasattr(_detect, "detector"):
-        _detect.detector = Detector()
+    from datasets.detection import NoFaceError
     try:
-        faces = _detect.detector.detect(image.permute(1, 2, 0).numpy())
+        faces = _detector().detect(image.permute(1, 2, 0).numpy())
     except NoFaceError:
         return None
     return torch.from_numpy(faces[0].landmarks).float()
