@@ -1,14 +1,19 @@
 """The linear fill: recovers what a low-dimensional model of albedo maps hides."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from datasets.faces import FolderFaces
+from engine import linear_fill
 from models.linear import LinearInpainter, fit_model, reduce
 from models.weights import load_linear
 from utils import checkpoints
 from utils.errors import UserError
+from utils.images import write_image
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +82,45 @@ def test_weight_file_and_its_errors(model, world, tmp_path):
         load_linear(tmp_path / "missing.pth")
     with pytest.raises(ValueError, match="more than"):
         fit_model(world[0][:5], world[1][:5], 5)
+
+
+class Halves:
+    """A completion that sees the left half of every face, with the picture's mean colour as albedo."""
+
+    class renderer:
+        @staticmethod
+        def unwrap(image, positions):
+            return torch.ones(1, 1, 192, 256)
+
+    @staticmethod
+    def occlusion(image):
+        return torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(len(image), 3, 256, 256)
+
+    @staticmethod
+    def factor(image, hole):
+        assert not hole.any()
+        visible = torch.zeros(1, 1, 192, 256, dtype=torch.bool)
+        visible[..., :128] = True
+        albedo = torch.where(visible, image.mean((2, 3), keepdim=True), 0)
+        return SimpleNamespace(uv_visible=visible, albedo_in=albedo, positions=None)
+
+
+def test_portraits_and_their_mirror_images_are_collected(tmp_path):
+    for index, grey in enumerate((60, 200)):
+        write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), grey, np.uint8))
+    maps, known = linear_fill.collect(Halves, FolderFaces(tmp_path), "traditional")
+    assert maps.shape == (4, 3, 96, 128) and known.shape == (4, 1, 96, 128)
+    for item in range(4):
+        grey = (60, 60, 200, 200)[item] / 127.5 - 1
+        assert known[item].mean() == pytest.approx(0.5, abs=0.01)
+        assert np.allclose(maps[item][:, known[item, 0]], grey, atol=1e-5)
+    assert known[0, 0, :, :60].all() and not known[0, 0, :, 64:].any()
+    assert known[1, 0, :, 66:126].all() and not known[1, 0, :, :60].any()
+
+
+def test_making_the_model_needs_portraits(tmp_path):
+    with pytest.raises(UserError, match="--portraits DIR"):
+        linear_fill.main([])
+    write_image(tmp_path / "a.png", np.zeros((256, 256, 3), np.uint8))
+    with pytest.raises(UserError, match="needs more than"):
+        linear_fill.main(["--portraits", str(tmp_path)])
