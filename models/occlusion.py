@@ -35,8 +35,8 @@ class _Up(nn.Module):
 class OcclusionNet(nn.Module):
     """Image (B, 3, H, W) in [-1, 1], any H and W of at least 32 -> label probabilities (B, 3, H, W).
 
-    reduction: in (0, 1]; below 1 the image is reduced by it first, by averaging, and the scores are enlarged again. A
-    departure from the published net (1) that costs a fraction of the time, for weights trained in this way.
+    reduction: in (0, 1]; below 1 the image is reduced by about it first, by averaging, to multiples of 32 pixels, and
+    the scores are enlarged again. A departure from the published net (1) that costs a fraction of the time, for weights trained in this way.
     """
 
     def __init__(self, reduction: float = 1.0):
@@ -55,7 +55,9 @@ class OcclusionNet(nn.Module):
                              f"got {tuple(image.shape)}")
         size = image.shape[-2:]
         if self.reduction < 1:
-            image = F.interpolate(image, [max(MIN_SIZE, round(side * self.reduction)) for side in size], mode="area")
+            # Whole multiples of the deepest map's stride, as in training: else maps are padded on one side on the way up.
+            reduced = [MIN_SIZE * max(1, round(side * self.reduction / MIN_SIZE)) for side in size]
+            image = F.interpolate(image, reduced, mode="area")
         scores = self._scores(image)
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         if scores.shape[-2:] != size:

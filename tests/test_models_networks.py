@@ -234,7 +234,7 @@ def test_occlusion_net_scores_every_pixel_of_a_reduced_image():
     net = OcclusionNet().eval()
     image = torch.rand(1, 3, 224, 100) * 2 - 1
     with torch.no_grad():
-        small = net.logits(torch.nn.functional.interpolate(image, (128, 57), mode="area"))
+        small = net.logits(torch.nn.functional.interpolate(image, (128, 64), mode="area"))
         net.reduction = 128 / 224
         scores = net.logits(image)
     assert scores.shape == (1, 3, 224, 100)
