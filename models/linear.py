@@ -1,8 +1,9 @@
 """The linear fill: a statistical model of complete albedo maps fitted to the visible texels, in the inpainter's place.
 
 A baseline that needs no training run, and what an inpainting network has to beat. Albedo is mean + components * w with
-w ~ N(0, 1) and independent noise per texel; the most probable w given the visible texels has a closed form (Tipping and
-Bishop, Probabilistic principal component analysis, 1999; with missing values as in Roweis, EM algorithms for PCA, 1998).
+w ~ N(0, 1) and noise; the most probable w given the visible texels has a closed form (Tipping and Bishop, Probabilistic
+principal component analysis, 1999; with missing values as in Roweis, EM algorithms for PCA, 1998), which is solved a few
+times with less and less weight on texels that do not fit, since hair hangs into faces.
 """
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from models.inpainter import Inpainting
 from models.morphable import UV_HEIGHT, UV_WIDTH
 
 REDUCTION = 2  # texels of the UV map a side for one of the model
+CORRELATED = 16  # texels that deviate from the model together, and so count as one observation
+OUTLIER = 0.12  # of albedo: texels that fit worse count little: hair, glasses, highlights (Geman and McClure, 1985)
+FIRST_OUTLIER = 0.3
+ROBUST_ROUNDS = 5
 TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade did not explain
 
 
@@ -44,10 +49,17 @@ class LinearInpainter(nn.Module):
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""
         tint = TINT_SIGMA * torch.eye(3, device=difference.device)[:, :, None, None].expand(-1, -1, *weight.shape[1:])
         basis = torch.cat([self.components, tint]).flatten(1)
-        seen = weight.expand_as(difference).flatten() / self.noise.square()
-        matrix = (basis * seen) @ basis.T + torch.eye(len(basis), device=basis.device)
-        coefficients = torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
-        return (coefficients @ basis).unflatten(0, difference.shape)
+        evidence = weight / (CORRELATED * self.noise.square())
+        model, scale = torch.zeros_like(difference), FIRST_OUTLIER  # at first from the mean face, more generously
+        for _ in range(ROBUST_ROUNDS):
+            misfit = (difference - model).square().mean(0, keepdim=True)
+            trusted = (1 + misfit / scale ** 2) ** -2
+            scale = OUTLIER
+            seen = (evidence * trusted).expand_as(difference).flatten()
+            matrix = (basis * seen) @ basis.T + torch.eye(len(basis), device=basis.device)
+            coefficients = torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
+            model = (coefficients @ basis).unflatten(0, difference.shape)
+        return model
 
 
 def reduce(albedo: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
