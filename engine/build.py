@@ -15,6 +15,7 @@ from utils import device as devices
 from utils.errors import UserError
 from utils.logging import warning
 
+SHIPPED_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
@@ -181,17 +182,22 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
     return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
 
 
-def build_completion(settings: Any, device: torch.device | None = None):
+def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None):
     """FaceCompletion with all trained networks, in evaluation mode on the device.
+
+    inpainter: used instead of the one that the settings name.
 
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
     from models.completion import FaceCompletion
     from models.weights import load_inpainter, load_linear, load_occlusion
-    if settings.model_type == "linear":
+    if inpainter is None and settings.model_type == "linear":
+        if settings.recon_ckpt != SHIPPED_INPAINTER:
+            raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: add --model-type "
+                            "3dmm_pca, or leave it out")
         inpainter = load_linear(settings.linear_ckpt)
-    else:
+    elif inpainter is None:
         inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)

@@ -56,8 +56,8 @@ def make(settings: Any) -> LinearInpainter:
     if 2 * len(faces) <= COMPONENTS:
         raise UserError(f"{settings.portraits} holds {len(faces)} portraits; the linear fill needs more than "
                         f"{COMPONENTS // 2}")
-    model = fit_model(*collect(build.build_completion(settings, torch.device("cpu")), faces, settings.log_type),
-                      COMPONENTS)
+    completion = build.build_completion(settings, torch.device("cpu"), inpainter=torch.nn.Identity())
+    model = fit_model(*collect(completion, faces, settings.log_type), COMPONENTS)
     metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)
     note(f"{settings.linear_ckpt}: {COMPONENTS} components of {len(faces)} portraits, noise {float(model.noise):.3f}")

@@ -36,7 +36,8 @@ class OcclusionNet(nn.Module):
     """Image (B, 3, H, W) in [-1, 1], any H and W of at least 32 -> label probabilities (B, 3, H, W).
 
     reduction: in (0, 1]; below 1 the image is reduced by about it first, by averaging, to multiples of 32 pixels, and
-    the scores are enlarged again. A departure from the published net (1) that costs a fraction of the time, for weights trained in this way.
+    the scores are enlarged again. A departure from the published net (1) that costs a fraction of the time, for weights
+    trained in this way.
     """
 
     def __init__(self, reduction: float = 1.0):

@@ -63,8 +63,8 @@ def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Mod
     if path is None or str(path) == "":
         raise UserError(f"no weights for the {name}: name a file with {_OPTIONS[name]}")
     if not Path(path).exists():
-        raise UserError(f"the {name}'s weights {path} do not exist; give the right file with {_OPTIONS[name]}, or "
-                        f"train it with --stage {name}")
+        how = "make it with python -m engine.linear_fill" if name == "linear" else f"train it with --stage {name}"
+        raise UserError(f"the {name}'s weights {path} do not exist; give the right file with {_OPTIONS[name]}, or {how}")
     content = checkpoints.load(path)
     if content.get("format") == checkpoints.WEIGHTS_FORMAT:
         state, metadata = checkpoints.weights_of(content, name, str(path))

@@ -120,7 +120,8 @@ OPTIONS = {
         Option("max_minutes", "float", None, "stop after this many minutes", least=0),
         Option("batch_size", "int", 28, "images per step and process", least=1),
         Option("train_size", "int", 224, "side in pixels to which the nets of --stage encoder and occlusion "
-               "reduce the faces, also when their weights are used; a multiple of 32; 128 is three times as fast", least=64, most=224),
+               "reduce the faces, also when their weights are used; a multiple of 32; 128 is three times as fast",
+               least=64, most=224),
         Option("accumulate", "int", 1, "batches whose gradients are added up before a step", least=1),
         Option("optim_method", "text", "Adam", "optimiser", ("Adam", "AdamW")),
         Option("learning_rate", "float", 1e-4, "learning rate of the trained network", least=0),
