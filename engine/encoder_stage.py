@@ -160,11 +160,7 @@ class EncoderStage(Stage):
         for masked in (image, image * ~hole):
             with autocast():
                 code = networks["encoder"](masked)
-            found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
-            for trust in TRUSTS:
-                settled = settle(code, found, trust)
-                landmarks = crop_landmarks(settled.shape, settled.scale, settled.pose, self.geometry)
-                sums.append(landmark_error(landmarks, batch["landmarks"]).sum())
+            sums += [landmark_error(self._settled_landmarks(code, trust), batch["landmarks"]).sum() for trust in TRUSTS]
         return torch.stack([*sums, torch.tensor(float(len(image)), device=image.device)])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
@@ -174,13 +170,16 @@ class EncoderStage(Stage):
         return {"nme": float(whole[best] + masked[best]) / 2, "nme_whole": float(whole[best]),
                 "nme_masked": float(masked[best]), "frame_trust": self.frame_trust}
 
+    def _settled_landmarks(self, code, trust: float) -> Tensor:
+        """The landmarks (B, 68, 2) in crop pixels after `engine.framing.settle`."""
+        settled = settle(code, crop_landmarks(code.shape, code.scale, code.pose, self.geometry), trust)
+        return crop_landmarks(settled.shape, settled.scale, settled.pose, self.geometry)
+
     def pictures(self, networks, batch, rng) -> Tensor:
         """Held-out faces with their true (green) and found (red) landmarks."""
         image = to_float(batch["image"][:8])
         code = networks["encoder"](window(image))
-        found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
-        code = settle(code, found, self.frame_trust)
-        found = crop_landmarks(code.shape, code.scale, code.pose, self.geometry)
+        found = self._settled_landmarks(code, self.frame_trust)
         for colour, points in (((-1, 1, -1), batch["landmarks"][:8]), ((1, -1, -1), found)):
             place = points.round().long().clamp(0, CROP_SIZE - 1)
             for index in range(len(image)):

@@ -35,6 +35,8 @@ class FramedEncoder(nn.Module):
     def forward(self, image: Tensor) -> FaceCode:
         """The settled code of the images."""
         code = self.encoder(image)
+        if self.trust == 0:
+            return code
         code = code._replace(**{name: getattr(code, name).float() for name in ("shape", "scale", "pose")})
         with torch.autocast(image.device.type, enabled=False):
             points = self.mean + (code.shape @ self.basis).unflatten(1, (-1, 3))
