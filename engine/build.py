@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
@@ -19,9 +19,11 @@ SHIPPED_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
+HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
-NOT_LOSSES = {"inpainter": ("gan_start",), "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
+NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("gan_start",), "inpainter2d": ("gan_start",),
+              "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -86,7 +88,11 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
                         f"use {' or '.join(LABELLED)}")
     if kind == "Synthetic":
         train, held_out = _synthetic_training(settings)
-        return (_with_portraits(settings, train), held_out) if settings.portraits else (train, held_out)
+        if not settings.portraits:
+            return train, held_out
+        if settings.stage in ("refiner", "inpainter2d"):
+            return _with_real_faces(settings, train, held_out)
+        return _with_portraits(settings, train), held_out
     return tuple(_folder_data(settings, kind, split) for split in ("train", "dev"))
 
 
@@ -150,6 +156,22 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     return mix(faces, portraits, settings.portrait_share)
 
 
+def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
+    """(faces and portraits, portraits of one fold and a few held-out faces), for the refiner and what is compared."""
+    from datasets.faces import FolderFaces
+    from engine.linear_fill import HELD_OUT_FOLD, fold_of
+    from engine.portraits import Fields, label_faces, mix
+    from models.weights import load_occlusion
+    labelled = label_faces(FolderFaces(settings.portraits), load_occlusion(settings.occ_ckpt)[0], settings.log_type)
+    unseen = [index for index in range(len(labelled)) if fold_of(index) == HELD_OUT_FOLD]
+    seen = [index for index in range(len(labelled)) if fold_of(index) != HELD_OUT_FOLD]
+    unseen = unseen[:HELD_OUT_PORTRAITS]
+    fields = tuple(labelled[0])
+    few = Subset(Fields(held_out, fields), range(min(len(held_out), max(1, len(unseen) // 3))))
+    return (mix(faces, Subset(labelled, seen), settings.portrait_share),
+            ConcatDataset([Subset(labelled, unseen), few]))
+
+
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
     from datasets.celeba import CelebACrops
     from datasets.celebamask import CelebAMaskHQ
@@ -183,7 +205,7 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
 
 
 def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None):
-    """FaceCompletion with all trained networks, in evaluation mode on the device.
+    """FaceCompletion with all trained networks, in evaluation mode on the device; with --model-type 2d ImageCompletion.
 
     inpainter: used instead of the one that the settings name.
 
@@ -191,18 +213,34 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
     from models.completion import FaceCompletion
-    from models.weights import load_inpainter, load_linear, load_occlusion
-    if inpainter is None and settings.model_type == "linear":
-        if settings.recon_ckpt != SHIPPED_INPAINTER:
-            raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: add --model-type "
-                            "3dmm_pca, or leave it out")
-        inpainter = load_linear(settings.linear_ckpt)
-    elif inpainter is None:
-        inpainter, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
+    from models.weights import load_occlusion
+    if inpainter is None and settings.model_type == "2d":
+        return _image_completion(settings).eval().to(device or choose_device(settings))
+    if inpainter is None:
+        inpainter = _load_inpainter(settings)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters)
     return completion.eval().to(device or choose_device(settings))
+
+
+def _load_inpainter(settings: Any) -> torch.nn.Module:
+    """What --model-type names."""
+    from models.refiner import RefinedInpainter
+    from models.weights import load_inpainter, load_linear, load_refiner
+    if settings.model_type == "3dmm_pca":
+        return load_inpainter(settings.recon_ckpt, mirror_uv)[0]
+    if settings.recon_ckpt != SHIPPED_INPAINTER:
+        raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type {settings.model_type}: add "
+                        "--model-type 3dmm_pca, or leave it out")
+    linear = load_linear(settings.linear_ckpt)
+    return linear if settings.model_type == "linear" else RefinedInpainter(linear, load_refiner(settings.refiner_ckpt))
+
+
+def _image_completion(settings: Any) -> torch.nn.Module:
+    from models.image_completion import ImageCompletion
+    from models.weights import load_image_inpainter, load_occlusion
+    return ImageCompletion(load_image_inpainter(settings.inpainter2d_ckpt), load_occlusion(settings.occ_ckpt)[0])
 
 
 def build_encoder(settings: Any, device: torch.device):
@@ -233,7 +271,8 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
     Raises:
         UserError: --loss-options names an unknown loss, or a frozen network's weights are missing.
     """
-    builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage}
+    builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage,
+                "refiner": _refiner_stage, "inpainter2d": _image_stage}
     stage = builders[settings.stage](settings, train_set)
     unknown = set(settings.loss_options) - set(stage.weights) - set(NOT_LOSSES[settings.stage])
     if unknown:
@@ -296,15 +335,53 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
+    weights, options = _completion_losses(settings)
+    weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
+    return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf, **options)
+
+
+def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
+    from datasets.faces import FolderFaces
+    from engine.linear_fill import fold_models, fold_of
+    from engine.refiner_stage import RefinerStage
+    from models.completion import FaceCompletion
+    from models.discriminator import PyramidDiscriminator
+    from models.refiner import Refiner
+    from models.weights import load_linear, load_occlusion, load_refiner
+    if not settings.portraits:
+        raise UserError("--stage refiner corrects the linear fill of real faces: say where they are with --portraits DIR")
+    encoder, model, _ = _load_geometry(settings)
+    refiner = load_refiner(settings.refiner_ckpt) if settings.finetune else Refiner()
+    occlusion, _ = load_occlusion(settings.occ_ckpt)
+    completion = FaceCompletion(encoder, refiner, model, occlusion=occlusion, iterations=1).eval()
+    portraits = FolderFaces(settings.portraits)
+    models = fold_models(completion, portraits, settings.log_type)
+    folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
+    weights, options = _completion_losses(settings)
+    return RefinerStage(completion, PyramidDiscriminator(), load_linear(settings.linear_ckpt), models, folds, weights,
+                        **options)
+
+
+def _image_stage(settings: Any, train_set: Dataset) -> Stage:
+    from engine.image_stage import ImageStage
+    from models.completion import FaceCompletion
+    from models.discriminator import PyramidDiscriminator
+    from models.image_completion import ImageInpainter
+    from models.weights import load_image_inpainter, load_occlusion
+    encoder, model, _ = _load_geometry(settings)
+    network = load_image_inpainter(settings.inpainter2d_ckpt) if settings.finetune else ImageInpainter()
+    completion = FaceCompletion(encoder, network, model, occlusion=load_occlusion(settings.occ_ckpt)[0], iterations=1)
+    weights, options = _completion_losses(settings)
+    return ImageStage(completion, PyramidDiscriminator(), weights, **options)
+
+
+def _completion_losses(settings: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """(weights of the losses, other arguments of the stage) of the stages that complete faces."""
     weights = {"perceptual": PERCEPTUAL_WEIGHT * settings.is_using_frecon, **settings.loss_options}
-    perceptual = None
+    options = {key: weights.pop(key) for key in NOT_LOSSES["inpainter"] if key in weights}
+    options.update(albedo_kind=settings.tex_loss, image_kind=settings.recon_loss)
     if weights["perceptual"] > 0:
         from engine.losses import PerceptualLoss
         from engine.pretrained import load_vgg_features
-        perceptual = PerceptualLoss(load_vgg_features())
-    extra = {key: weights.pop(key) for key in NOT_LOSSES["inpainter"] if key in weights}
-    weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
-    return InpainterStage(completion, PyramidDiscriminator(), weights, albedo_kind=settings.tex_loss,
-                          image_kind=settings.recon_loss, use_confidence=settings.use_conf, perceptual=perceptual,
-                          **extra)
-
+        options["perceptual"] = PerceptualLoss(load_vgg_features())
+    return weights, options

@@ -124,7 +124,8 @@ class Evaluator:
             region = face[index][inside, inside]
             self._image(batch["name"][index], truths[place], holes[index][inside, inside], region, outputs[place],
                         example=self.index + index in self.example_indices)
-            self._landmarks(batch, index, completion.landmarks[place].cpu())
+            if completion.landmarks is not None:  # the 2D baseline knows none
+                self._landmarks(batch, index, completion.landmarks[place].cpu())
         self.index += len(holes)
 
     def _inside(self) -> slice:

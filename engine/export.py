@@ -25,7 +25,7 @@ TOLD = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "l
 def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True) -> dict[str, Any]:
     """Writes one network of a training checkpoint as a weight file; returns its metadata.
 
-    network: "encoder", "albedo_decoder", "occlusion" or "inpainter"; by default the one that the stage is called after.
+    network: such as "encoder" or "albedo_decoder"; by default the one that the stage is called after.
     half: store kernels as float16.
 
     Raises:

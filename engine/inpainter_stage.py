@@ -52,7 +52,7 @@ class InpainterStage(Stage):
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
         frozen = {"completion": completion, **({"perceptual": perceptual} if perceptual is not None else {})}
         critics = {"discriminator": discriminator} if weights["gan"] > 0 else {}
-        super().__init__({"inpainter": inpainter}, weights, critics=critics, frozen=frozen)
+        super().__init__({self.name: inpainter}, weights, critics=critics, frozen=frozen)
         self.completion, self.perceptual, self.gan_start = completion, perceptual, gan_start
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
@@ -64,7 +64,7 @@ class InpainterStage(Stage):
             on_face = self.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
         visible, known = factors.uv_visible.float(), factors.uv_seen & on_face
         with autocast():
-            inpainted = self.networks["inpainter"](factors.albedo_in, visible)
+            inpainted = self._inpainter(self.networks, batch)(factors.albedo_in, visible)
         output, confidence = inpainted.albedo.float(), inpainted.confidence.float() if self.use_confidence else None
         weight = known * (1 + HOLE_WEIGHT * (1 - visible))
         losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
@@ -77,22 +77,29 @@ class InpainterStage(Stage):
     def _image_losses(self, losses: dict[str, Tensor], output: Tensor, factors: Any, image: Tensor, face: Tensor,
                       hole: Tensor, autocast: Autocast, step: int):
         """Adds what is measured on the completed image; the second result is what the discriminator learns from."""
-        adversarial = self.weights["gan"] > 0 and step >= self.gan_start
-        if not (adversarial or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
+        if not (self._adversarial(step) or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
             return losses, None
         rendered, coverage = self.completion.render_face(output, factors.uv_shade, factors.raster)
         completed = blend(image, hole & coverage, rendered, (coverage & face & ~hole).float())
         if self.weights["image"] > 0:
             losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
+        return self._judge(losses, completed, image, face, autocast, step)
+
+    def _judge(self, losses: dict[str, Tensor], completed: Tensor, image: Tensor, face: Tensor, autocast: Autocast,
+               step: int):
+        """Adds what networks say of the completed image; the second result is what the discriminator learns from."""
         if self.weights["perceptual"] > 0:
             with autocast():
                 losses["perceptual"] = self.perceptual(completed, image, face).float()
-        if not adversarial:
+        if not self._adversarial(step):
             return losses, None
         with autocast():
             scores = self.critics["discriminator"](completed)
         losses["gan"] = L.guard_gan(L.hinge_generator_loss([score.float() for score in scores]))
         return losses, (image, completed.detach())
+
+    def _adversarial(self, step: int) -> bool:
+        return self.weights["gan"] > 0 and step >= self.gan_start
 
     def critic_losses(self, context: Any, rng: np.random.Generator, autocast: Autocast) -> dict[str, Tensor]:
         """Hinge loss and gradient penalty of the discriminator; the penalty in float32, for its second derivatives."""
@@ -134,6 +141,10 @@ class InpainterStage(Stage):
         with torch.no_grad(), autocast():
             return self.completion.occlusion(image).argmax(1, keepdim=True)
 
+    def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> nn.Module:
+        """What completes the albedo of this batch: (albedo, visible) -> Inpainting."""
+        return networks[self.name]
+
     def _hidden_albedo_loss(self, output: Tensor, target: Tensor, known: Tensor, albedo: Tensor) -> Tensor:
         """L1 to the true albedo (B, 3, 192, 256), in [0, 1], on the face's texels that the photo does not show."""
         area = known.sum((2, 3), keepdim=True)
@@ -162,7 +173,7 @@ class InpainterStage(Stage):
         """Sum of the PSNR of the completed images (whole image, 8 bits), sum of the absolute error in holes, counts."""
         image, hole = self._held_out(batch, rng, autocast)
         with autocast():
-            output = self._complete(networks["inpainter"], image, hole).output
+            output = self._complete(self._inpainter(networks, batch), image, hole).output
         difference = to_uint8(output).double() - batch["image"].double()
         error = difference.square().mean((1, 2, 3)).clamp(min=1e-5)
         inside = (difference.abs() * hole).sum() / 3
@@ -177,7 +188,7 @@ class InpainterStage(Stage):
         """Held-out faces: masked, albedo in, albedo out, completed, original."""
         few = {name: value[:4] for name, value in batch.items()}
         image, hole = self._held_out(few, rng, torch.no_grad)
-        done = self._complete(networks["inpainter"], image, hole)
+        done = self._complete(self._inpainter(networks, few), image, hole)
         square = lambda uv: F.pad(uv, (0, 0, 32, 32), value=-1.0)
         rows = zip(torch.where(hole, 0, image), square(done.albedo_in), square(done.albedo_out), done.output, image)
         return report.tile([list(row) for row in rows])

@@ -22,6 +22,8 @@ from utils.errors import UserError
 from utils.logging import note, progress, run_script
 
 COMPONENTS = 64
+FOLDS = 5  # models that each do without a fifth of the portraits
+HELD_OUT_FOLD = 0
 SURE = 0.5  # probability from which a pixel is taken for face
 
 
@@ -44,6 +46,27 @@ def collect(completion: Any, faces: FolderFaces, log_type: str) -> tuple[np.ndar
     return torch.cat(maps).numpy(), torch.cat(known).numpy()
 
 
+def fold_of(index: int) -> int:
+    """The fold of a portrait, given its place among the sorted names."""
+    return index % FOLDS
+
+
+def fold_models(completion: Any, faces: FolderFaces, log_type: str) -> list[LinearInpainter]:
+    """FOLDS models, the k-th of the portraits outside fold k: to portraits of fold k it is what the model of all is to
+    a stranger's face. completion as for `collect`. Raises UserError if there are too few portraits."""
+    _check_count(len(faces) * (FOLDS - 1) // FOLDS, len(faces), faces.root)
+    maps, known = collect(completion, faces, log_type)
+    folds = np.repeat([fold_of(index) for index in range(len(faces))], 2)  # a portrait and its mirror image
+    return [fit_model(maps[folds != fold], known[folds != fold], COMPONENTS)
+            for fold in progress(range(FOLDS), "linear models", FOLDS, log_type)]
+
+
+def _check_count(used: int, count: int, folder: Any) -> None:
+    if 2 * used <= COMPONENTS:
+        raise UserError(f"{folder} holds {count} portraits; the linear fill needs more than "
+                        f"{COMPONENTS // 2 * count // max(used, 1)}")
+
+
 def make(settings: Any) -> LinearInpainter:
     """The model of the portraits in settings.portraits, written to settings.linear_ckpt; see the module.
 
@@ -53,9 +76,7 @@ def make(settings: Any) -> LinearInpainter:
     if not settings.portraits:
         raise UserError("say where the aligned portraits are with --portraits DIR")
     faces = FolderFaces(settings.portraits)
-    if 2 * len(faces) <= COMPONENTS:
-        raise UserError(f"{settings.portraits} holds {len(faces)} portraits; the linear fill needs more than "
-                        f"{COMPONENTS // 2}")
+    _check_count(len(faces), len(faces), settings.portraits)
     completion = build.build_completion(settings, torch.device("cpu"), inpainter=torch.nn.Identity())
     model = fit_model(*collect(completion, faces, settings.log_type), COMPONENTS)
     metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}

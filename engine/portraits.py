@@ -38,7 +38,6 @@ SHAPE_SIGMA = {5: 0.3, 68: 1.0}
 ANGLE_SIGMA = 0.04  # of pi / 2
 SCALE_SIGMA = 0.05  # relative
 SHIFT_SIGMA = 0.05  # of 112 px
-FIELDS = ("image", "labels", "shape", "scale", "pose", "light", "landmarks", "name")
 # The spherical-harmonics functions that are odd in x, of each channel's nine.
 _ODD = [3, 6, 7]
 
@@ -66,18 +65,44 @@ class Portraits(Dataset):
                 "landmarks": self.landmarks[index], "name": self.names[index]}
 
 
-class _Fields(Dataset):
-    """A dataset's items with only the fields that portraits have too, so that both fit into one batch."""
+class Fields(Dataset):
+    """A dataset's items with only some fields, those that other items have too, so that both fit into one batch."""
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, fields: tuple[str, ...]):
+        self.dataset, self.fields = dataset, fields
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.dataset[index]
-        return {name: item[name] for name in FIELDS}
+        return {name: item[name] for name in self.fields}
+
+
+class LabelledFaces(Dataset):
+    """Real faces without more than {"image": uint8 (3, 256, 256), "labels": uint8 (256, 256), "name"}.
+
+    images: uint8 (N, 3, 256, 256); labels: uint8 (N, 256, 256); names: N.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, names: list[str]):
+        self.images, self.labels, self.names = images, labels, names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "labels": self.labels[index], "name": self.names[index]}
+
+
+@torch.no_grad()
+def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progressbar") -> LabelledFaces:
+    """All faces of a folder, with the labels that the occlusion net gives them."""
+    items = [faces[index] for index in range(len(faces))]
+    labels = [occlusion(to_float(item["image"][None])).argmax(1)[0].to(torch.uint8)
+              for item in progress(items, "labelling portraits", len(items), log_type)]
+    return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels),
+                         [item["name"] for item in items])
 
 
 def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
@@ -85,7 +110,7 @@ def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
     if not 0 < share < 1:
         raise UserError(f"--portrait-share {share}: give a share between 0 and 1")
     repeats = max(1, round(len(faces) * share / (1 - share) / len(portraits)))
-    return ConcatDataset([_Fields(faces), *[portraits] * repeats])
+    return ConcatDataset([Fields(faces, tuple(portraits[0])), *[portraits] * repeats])
 
 
 def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: nn.Module, geometry: nn.Module,

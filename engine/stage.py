@@ -1,4 +1,4 @@
-"""What the training loop asks of the three things that are trained: encoder, occlusion net, inpainter."""
+"""What the training loop asks of what is trained: encoder, occlusion net, and what completes faces."""
 from __future__ import annotations
 
 from typing import Any, Callable, ContextManager, Mapping
@@ -13,7 +13,7 @@ class Stage:
     """One trainable part: its networks, its losses and its own measure of quality.
 
     Attributes:
-        name: "encoder", "occlusion" or "inpainter".
+        name: of the part, as --stage names it.
         metric: name of the validation measure; `higher_is_better` says its direction.
         networks: trained by the main optimiser, by name; a moving average of them is kept.
         critics: trained by the second optimiser (the discriminator); may be empty.

@@ -113,7 +113,7 @@ class FaceCompletion(nn.Module):
 
         Raises ValueError if a shape is wrong.
         """
-        _check(image, hole)
+        check_images(image, hole)
         hole = hole > 0.5
         if not self.one_by_one:
             return self._complete(image, hole)
@@ -125,7 +125,7 @@ class FaceCompletion(nn.Module):
         seen (B, 3, H, W): what E looks at instead of the masked image, such as an earlier completion. Differentiable
         unless the caller says otherwise. Raises ValueError if a shape is wrong.
         """
-        _check(image, hole)
+        check_images(image, hole)
         hole = hole > 0.5
         image = torch.where(hole, 0, image)
         offset = (image.shape[-1] - WINDOW_SIZE) // 2
@@ -168,9 +168,7 @@ class FaceCompletion(nn.Module):
         """
         if self.occlusion is None:
             raise ValueError("predicting the hole needs an occlusion net")
-        probabilities = self._label(image).cpu().numpy()
-        holes = [_occluders(item[OCCLUSION] >= MIN_OCCLUSION, item.argmax(0) == FACE) for item in probabilities]
-        return torch.from_numpy(np.stack(holes)[:, None]).to(image.device)
+        return occluders(self._label(image))
 
     def _label(self, image: torch.Tensor) -> torch.Tensor:
         if not self.one_by_one:
@@ -201,7 +199,8 @@ class FaceCompletion(nn.Module):
             face=face)
 
 
-def _check(image: torch.Tensor, hole: torch.Tensor) -> None:
+def check_images(image: torch.Tensor, hole: torch.Tensor) -> None:
+    """Raises ValueError unless these are aligned images and their holes."""
     if image.dim() != 4 or image.shape[1] != 3 or tuple(image.shape[2:]) not in ((CROP_SIZE,) * 2, (WINDOW_SIZE,) * 2):
         raise ValueError(f"expected aligned images (B, 3, {CROP_SIZE}, {CROP_SIZE}) or their (B, 3, {WINDOW_SIZE}, "
                          f"{WINDOW_SIZE}) windows, got {tuple(image.shape)}")
@@ -209,6 +208,13 @@ def _check(image: torch.Tensor, hole: torch.Tensor) -> None:
         raise ValueError("the batch is empty")
     if hole.shape != (len(image), 1, *image.shape[2:]):
         raise ValueError(f"expected a hole of shape {(len(image), 1, *image.shape[2:])}, got {tuple(hole.shape)}")
+
+
+def occluders(probabilities: torch.Tensor) -> torch.Tensor:
+    """The hole, (B, 1, H, W) bool, for label probabilities (B, 3, H, W); see `FaceCompletion.predict_hole`."""
+    holes = [_occluders(item[OCCLUSION] >= MIN_OCCLUSION, item.argmax(0) == FACE) for item in
+             probabilities.cpu().numpy()]
+    return torch.from_numpy(np.stack(holes)[:, None]).to(probabilities.device)
 
 
 def _occluders(occluded: np.ndarray, face: np.ndarray) -> np.ndarray:

@@ -9,15 +9,17 @@ from torch import nn
 
 from models import legacy
 from models.encoder import Encoder
+from models.image_completion import ImageInpainter
 from models.inpainter import Inpainter
 from models.linear import LinearInpainter
 from models.occlusion import OcclusionNet
+from models.refiner import Refiner
 from models.renderer import WINDOW_SIZE
 from utils import checkpoints
 from utils.errors import UserError
 
 _OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt",
-            "linear": "--linear-ckpt"}
+            "linear": "--linear-ckpt", "refiner": "--refiner-ckpt", "inpainter2d": "--inpainter2d-ckpt"}
 
 
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
@@ -52,6 +54,16 @@ def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> t
 def load_linear(path: str | os.PathLike) -> LinearInpainter:
     """The linear fill's model from its weight file; UserError if there is none."""
     return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ()))))[0]
+
+
+def load_refiner(path: str | os.PathLike) -> Refiner:
+    """The network that corrects the linear fill, in evaluation mode; UserError if there is none."""
+    return _load(path, "refiner", lambda state: Refiner())[0]
+
+
+def load_image_inpainter(path: str | os.PathLike) -> ImageInpainter:
+    """The network of the 2D baseline, in evaluation mode; UserError if there is none."""
+    return _load(path, "inpainter2d", lambda state: ImageInpainter())[0]
 
 
 def _train_size(metadata: Mapping) -> int | None:

@@ -114,12 +114,12 @@ def test_portraits_of_a_folder(face, tmp_path, capsys):
 def test_mix_has_the_wanted_share():
     class Items(TensorDataset):
         def __getitem__(self, index):
-            return {**dict.fromkeys(portraits.FIELDS, index), "albedo": 0}
+            return {"image": index, "name": index, "albedo": 0}
 
-    faces, few = Items(torch.zeros(60)), Items(torch.zeros(10))
+    faces, few = Items(torch.zeros(60)), portraits.Fields(Items(torch.zeros(10)), ("image", "name"))
     mixed = portraits.mix(faces, few, 0.4)
     assert len(mixed) == 60 + 40
-    assert set(mixed[0]) == set(portraits.FIELDS)
+    assert set(mixed[0]) == set(mixed[99]) == {"image", "name"}
     with pytest.raises(UserError, match="portrait-share"):
         portraits.mix(faces, few, 1.0)
 

@@ -67,7 +67,8 @@ PIXEL_LOSSES = ("l1", "l2", "l21")
 OPTIONS = {
     "What to do": [
         Option("stage", "text", "inpainter", "the part that is trained, or with --eval evaluated: encoder or "
-               "occlusion alone, inpainter the whole completion", ("inpainter", "encoder", "occlusion")),
+               "occlusion alone, the others the whole completion",
+               ("inpainter", "refiner", "inpainter2d", "encoder", "occlusion")),
         Option("eval", "bool", False, "evaluate instead of training (also spelled --test)"),
     ],
     "Data": [
@@ -80,8 +81,8 @@ OPTIONS = {
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
         Option("synthetic_cache", "path", None, "folder of built-in faces rendered in advance by "
                "python -m datasets.synthetic"),
-        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder learns from too; "
-               "their labels are guessed by the encoder of --3dmm-ckpt, from which the training starts"),
+        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder, refiner and inpainter2d "
+               "learn from too; --stage encoder starts from the encoder of --3dmm-ckpt, which guesses their labels"),
         Option("portrait_points", "path", None, "JSON {NAME: [[x, y], ...]} with 5 or 68 landmarks of each portrait in "
                "the crop's pixels, from any detector; default: MTCNN's five"),
         Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
@@ -104,16 +105,19 @@ OPTIONS = {
                "the encoder's checkpoint was trained with)"),
         Option("_3dmm_ckpt", "path", "checkpoints/encoder.pth", "weights of the encoder"),
         Option("occ_ckpt", "path", "checkpoints/occlusion.pth", "weights of the face-segmentation net"),
-        Option("model_type", "text", "3dmm_pca", "what completes the albedo: 3dmm_pca, the inpainting network, or linear, "
-               "a statistical model fitted to the visible texels", ("3dmm_pca", "linear")),
+        Option("model_type", "text", "3dmm_pca", "what completes the albedo: 3dmm_pca, the inpainting network, linear, "
+               "a statistical model fitted to the visible texels, refined, that corrected by a network, or 2d, the "
+               "baseline that works on the image itself", ("3dmm_pca", "linear", "refined", "2d")),
         Option("linear_ckpt", "path", "checkpoints/linear.pth", "the linear fill's model, made by "
                "python -m engine.linear_fill"),
         Option("recon_ckpt", "path", "checkpoints/inpainter.pth", "weights of the albedo inpainter"),
+        Option("refiner_ckpt", "path", "checkpoints/refiner.pth", "weights of the network of --model-type refined"),
+        Option("inpainter2d_ckpt", "path", "checkpoints/inpainter2d.pth", "weights of the network of --model-type 2d"),
         Option("niters", "int", 2, "refinement iterations of a completion", least=1),
     ],
     "Training": [
         Option("resume", "path", None, "training checkpoint (or run folder) to continue exactly"),
-        Option("finetune", "bool", False, "start from the stage's weights (--3dmm-ckpt, --occ-ckpt or --recon-ckpt) "
+        Option("finetune", "bool", False, "start from the stage's weights (--3dmm-ckpt, --occ-ckpt, --recon-ckpt, ...) "
                "instead of from scratch"),
         Option("nepochs", "int", 500, "epochs to train", least=1),
         Option("max_steps", "int", None, "stop after this many optimiser steps", least=1),

@@ -1,0 +1,53 @@
+"""Training of the 2D baseline: what `engine.inpainter_stage` does on the UV map, done on the image."""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from engine import losses as L
+from engine import report
+from engine.inpainter_stage import HOLE_WEIGHT, InpainterStage
+from engine.stage import Autocast
+from models.blending import blend
+from models.completion import FaceCompletion
+from models.image_completion import ImageCompletion
+from models.occlusion import FACE
+
+DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.0, "image": 1.0, "gan": 0.0, "perceptual": 0.0, "hidden_albedo": 0.0}
+
+
+class ImageStage(InpainterStage):
+    """`models.image_completion.ImageInpainter` as completion.inpainter; other arguments as of `InpainterStage`.
+
+    The loss "albedo" is here the distance of the network's picture from the true one on the face, hidden pixels
+    weighted as hidden texels are there; "image" that of the completed picture.
+    """
+
+    name = "inpainter2d"
+
+    def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
+                 weights: Mapping[str, float] | None = None, **options: Any):
+        super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, **options)
+
+    def losses(self, batch, rng, autocast: Autocast, step: int):
+        image, face, hole, _ = self._examples(batch, rng, autocast)
+        with autocast():
+            picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)
+        picture = picture.float()
+        weight = face * (1 + HOLE_WEIGHT * hole)
+        losses = {"albedo": L.guard_pixel(L.pixel_loss(picture, image, self.albedo_kind, weight))}
+        completed = blend(image, hole, picture, (face & ~hole).float())
+        losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
+        return self._judge(losses, completed, image, face, autocast, step)
+
+    def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
+        return ImageCompletion(inpainter, self.completion.occlusion)(image, hole)
+
+    def pictures(self, networks, batch, rng) -> Tensor:
+        """Held-out faces: masked, completed, original."""
+        few = {name: value[:4] for name, value in batch.items()}
+        image, hole = self._held_out(few, rng, torch.no_grad)
+        done = self._complete(networks[self.name], image, hole)
+        return report.tile([list(row) for row in zip(torch.where(hole, 0, image), done.output, image)])

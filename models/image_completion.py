@@ -1,0 +1,76 @@
+"""The 2D baseline: the inpainter's gated U-Net on the image itself, without any idea of a head.
+
+What the analysis by synthesis has to beat (paper section 4): the same number of parameters, the same training faces,
+losses and seam, but no shape, pose or light.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.blending import blend
+from models.completion import check_images, occluders
+from models.inpainter import Inpainter
+from models.occlusion import FACE
+
+REDUCTION = 2  # pixels a side for one of the network, as the refined fill reduces the UV map
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """output (B, 3, H, W) in [-1, 1], bit-identical to the input outside the hole; hole (B, 1, H, W) bool."""
+
+    output: torch.Tensor
+    hole: torch.Tensor
+    landmarks: None = None
+
+
+class ImageInpainter(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1], 0 where hidden, and visible (B, 1, H, W) -> what the network sees there (B, 3, H, W).
+
+    H and W are multiples of 64. The network works on pictures of half the size.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.network = Inpainter()
+
+    def forward(self, image: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        known = F.avg_pool2d(visible.to(image.dtype), REDUCTION)
+        reduced = F.avg_pool2d(image * visible, REDUCTION) / known.clamp(min=1e-6)
+        picture = self.network(reduced, known).albedo
+        return F.interpolate(picture, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
+
+
+class ImageCompletion(nn.Module):
+    """Completes faces in two dimensions; what evaluation uses of it is as in `models.completion.FaceCompletion`.
+
+    inpainter: `ImageInpainter`; occlusion: image -> label probabilities.
+    """
+
+    def __init__(self, inpainter: nn.Module, occlusion: nn.Module):
+        super().__init__()
+        self.inpainter, self.occlusion = inpainter, occlusion
+
+    @torch.no_grad()
+    def forward(self, image: torch.Tensor, hole: torch.Tensor) -> ImageResult:
+        """Complete image (B, 3, H, W) in [-1, 1] inside its hole (B, 1, H, W); H = W = 256 (224 is no multiple of 64).
+
+        The colours of the fill are led into those of the visible face, which the occlusion net finds in a first
+        completion. Raises ValueError if a shape is wrong.
+        """
+        check_images(image, hole)
+        hole = hole > 0.5
+        masked = torch.where(hole, 0, image)
+        generated = self.inpainter(masked, ~hole)
+        first = blend(masked, hole, generated, (~hole).float())
+        known = self.occlusion(first)[:, FACE:FACE + 1].float() * ~hole
+        return ImageResult(torch.where(hole, blend(masked, hole, generated, known), image), hole)
+
+    @torch.no_grad()
+    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+        """As `models.completion.FaceCompletion.predict_hole`."""
+        return occluders(self.occlusion(image).float())

@@ -1,0 +1,180 @@
+"""The refined fill and the 2D baseline: what they leave alone, what they are trained on, and that training helps."""
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from engine_samples import SmallEncoder, SmallFaces, SmallOcclusion, small_definition
+
+from engine import build, linear_fill
+from engine.image_stage import ImageStage
+from engine.refiner_stage import FoldedPrior, RefinerStage
+from models.completion import FaceCompletion
+from models.image_completion import ImageCompletion, ImageInpainter
+from models.inpainter import Inpainting
+from models.linear import LinearInpainter
+from models.morphable import MorphableModel
+from models.refiner import RefinedInpainter, Refiner
+from models.weights import load_image_inpainter, load_refiner
+from utils import checkpoints, config
+from utils.errors import UserError
+from utils.images import write_image
+
+
+class Constant(nn.Module):
+    """Fills what is hidden with one value."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def forward(self, albedo, visible):
+        return Inpainting(torch.where(visible > 0, albedo, self.value), torch.zeros_like(visible))
+
+
+def example(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Albedo, 0 where hidden, and its visible mask."""
+    generator = torch.Generator().manual_seed(0)
+    visible = (torch.rand(count, 1, 192, 256, generator=generator) > 0.4).float()
+    return (torch.rand(count, 3, 192, 256, generator=generator) - 0.5) * visible, visible
+
+
+@torch.no_grad()
+def test_visible_texels_are_kept_and_hidden_ones_stay_near_the_fill():
+    torch.manual_seed(0)
+    albedo, visible = example()
+    refined = RefinedInpainter(Constant(0.25), Refiner().eval())
+    output = refined(albedo, visible)
+    hidden = (visible == 0).expand_as(albedo)
+    assert torch.equal(output.albedo[~hidden], albedo[~hidden])
+    change = (output.albedo[hidden] - 0.25).abs()
+    assert 0 < change.mean() and change.max() < 0.3
+    assert output.confidence.shape == visible.shape
+    alone = refined(albedo[1:], visible[1:]).albedo
+    torch.testing.assert_close(output.albedo[1:], alone, rtol=0, atol=1e-5)
+
+
+def test_each_portrait_is_filled_by_its_own_model():
+    albedo, visible = example(3)
+    filled = FoldedPrior([Constant(0.1), Constant(0.2), Constant(0.3)], [2, 0, 2])(albedo, visible).albedo
+    for item, value in zip(range(3), (0.3, 0.1, 0.3)):
+        hidden = (visible[item] == 0).expand(3, -1, -1)
+        assert torch.equal(filled[item][~hidden], albedo[item][~hidden])
+        assert (filled[item][hidden] == value).all()
+
+
+def test_a_fold_model_has_not_seen_its_fold(monkeypatch, tmp_path):
+    """Portrait k is of the constant colour k, so that the models' means tell who is in them."""
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png", np.zeros((256, 256, 3), np.uint8))
+    colours = np.repeat(np.arange(10), 2)[:, None, None, None] / 20
+    maps = np.broadcast_to(colours, (20, 3, 96, 128)).astype(np.float32)
+    monkeypatch.setattr(linear_fill, "collect", lambda *_: (maps, np.ones((20, 1, 96, 128), bool)))
+    monkeypatch.setattr(linear_fill, "COMPONENTS", 2)
+    models = linear_fill.fold_models(None, linear_fill.FolderFaces(tmp_path), "none")
+    for fold, model in enumerate(models):
+        others = [index for index in range(10) if linear_fill.fold_of(index) != fold]
+        assert float(model.mean.mean()) == pytest.approx(np.mean(others) / 20, abs=1e-4)
+
+
+def test_too_few_portraits_for_folds(tmp_path):
+    write_image(tmp_path / "a.png", np.zeros((256, 256, 3), np.uint8))
+    with pytest.raises(UserError, match="needs more than"):
+        linear_fill.fold_models(None, linear_fill.FolderFaces(tmp_path), "none")
+
+
+def small_completion(inpainter: nn.Module) -> FaceCompletion:
+    return FaceCompletion(SmallEncoder(), inpainter, MorphableModel(small_definition()), SmallOcclusion(),
+                          iterations=1).eval()
+
+
+def improvement(stage) -> tuple[float, float]:
+    """The stage's loss on two faces before and after some steps on them."""
+    stage.to(torch.device("cpu"))
+    batch = next(iter(DataLoader(SmallFaces(2), batch_size=2)))
+    network = stage.networks[stage.name]
+    optimiser = torch.optim.Adam(network.parameters(), 2e-3)
+    values = []
+    for _ in range(7):
+        losses, _ = stage.losses(batch, np.random.default_rng(0), nullcontext, 0)
+        total = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        values.append(float(total.detach()))
+    statistics = stage.validate(stage.networks, batch, np.random.default_rng(0), nullcontext)
+    assert np.isfinite(list(stage.score(statistics).values())).all()
+    assert stage.pictures(stage.networks, batch, np.random.default_rng(0)).dtype == torch.uint8
+    return values[0], values[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["refiner", "inpainter2d"])
+def test_training_lowers_the_loss(kind):
+    torch.manual_seed(0)
+    if kind == "refiner":
+        folds = {"face_0": 0}
+        stage = RefinerStage(small_completion(Refiner()), nn.Identity(), Constant(0.0), [Constant(0.5)], folds)
+        batch = {"name": ["face_0", "face_1"]}
+        assert stage._inpainter(stage.networks, batch).prior.choice == [0, 1]
+    else:
+        stage = ImageStage(small_completion(ImageInpainter()), nn.Identity())
+    before, after = improvement(stage)
+    assert after < 0.95 * before
+
+
+def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path):
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), 20 * index, np.uint8))
+    occlusion = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softmax(1)).eval()
+    settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.5", "--stage", "refiner",
+                             "--log-type", "traditional"], "")
+    monkeypatch.setattr("models.weights.load_occlusion", lambda path: (occlusion, {}))
+    train, held_out = build._with_real_faces(settings, SmallFaces(6), SmallFaces(3))
+    trained = {train[index]["name"] for index in range(len(train))}
+    kept = {held_out[index]["name"] for index in range(len(held_out))}
+    assert {"0", "5"} <= kept and not kept & {name for name in trained if name.isdigit()}
+    assert trained >= {"1", "2", "9", "face_0"} and set(train[0]) == set(train[len(train) - 1])
+
+
+def test_the_refiner_needs_portraits():
+    with pytest.raises(UserError, match="--portraits DIR"):
+        build.build_stage(config.parse(["--stage", "refiner"], ""), None)
+
+
+@torch.no_grad()
+def test_2d_completion_reads_no_hidden_pixel_and_keeps_the_others():
+    torch.manual_seed(0)
+    completion = ImageCompletion(ImageInpainter(), SmallOcclusion()).eval()
+    image = torch.rand(2, 3, 256, 256) * 2 - 1
+    hole = torch.zeros(2, 1, 256, 256, dtype=torch.bool)
+    hole[0, :, 100:180, 60:200], hole[1, :, 20:60, 20:240] = True, True
+    output = completion(image, hole).output
+    assert torch.equal(output[(~hole).expand_as(image)], image[(~hole).expand_as(image)])
+    assert torch.equal(output, completion(torch.where(hole, torch.rand_like(image), image), hole).output)
+    assert (output - image).abs()[hole.expand_as(image)].mean() > 0.01
+    with pytest.raises(ValueError, match="shape"):
+        completion(image, hole[..., :100])
+    assert completion.predict_hole(image).shape == hole.shape
+
+
+def test_weight_files(tmp_path):
+    for name, network, load in (("refiner", Refiner(), load_refiner),
+                                ("inpainter2d", ImageInpainter(), load_image_inpainter)):
+        file = tmp_path / f"{name}.pth"
+        checkpoints.save_weights(file, name, network.state_dict(), {}, half=False)
+        for one, other in zip(load(file).state_dict().values(), network.state_dict().values()):
+            assert torch.equal(one, other)
+        with pytest.raises(UserError, match=f"--{name}-ckpt"):
+            load(tmp_path / "missing.pth")
+    checkpoints.save_weights(tmp_path / "linear.pth", "linear", LinearInpainter(2).state_dict(), {}, half=False)
+    arguments = ["--model-type", "refined", "--linear-ckpt", str(tmp_path / "linear.pth"), "--refiner-ckpt"]
+    found = build._load_inpainter(config.parse([*arguments, str(tmp_path / "refiner.pth")], ""))
+    assert isinstance(found, RefinedInpainter) and not found.refiner.training
+    with pytest.raises(UserError, match="--recon-ckpt"):
+        build._load_inpainter(config.parse([*arguments, "x.pth", "--recon-ckpt", "y.pth"], ""))
