@@ -21,7 +21,7 @@ from engine.augmentation import colour_jitter, to_float
 from engine.encoder_stage import blobs
 from engine.stage import Autocast, Stage
 from models.blending import blend
-from models.completion import FaceCompletion, to_uint8
+from models.completion import FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
 
@@ -59,7 +59,7 @@ class InpainterStage(Stage):
     def losses(self, batch, rng, autocast: Autocast, step: int):
         image, face, hole, albedo = self._examples(batch, rng, autocast)
         with torch.no_grad(), autocast():
-            factors = self.completion.factor(image, hole)
+            factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))
             target = self.completion.albedo(image, factors.positions, factors.uv_shade)
             on_face = self.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
         visible, known = factors.uv_visible.float(), factors.uv_seen & on_face

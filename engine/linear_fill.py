@@ -14,6 +14,7 @@ import torch
 from datasets.faces import FolderFaces
 from engine import build
 from engine.augmentation import to_float
+from models.completion import visible_face
 from models.linear import LinearInpainter, fit_model, reduce
 from models.morphable import mirror_uv
 from models.occlusion import FACE
@@ -24,7 +25,6 @@ from utils.logging import note, progress, run_script
 COMPONENTS = 64
 FOLDS = 5  # models that each do without a fifth of the portraits
 HELD_OUT_FOLD = 0
-SURE = 0.5  # probability from which a pixel is taken for face
 
 
 @torch.no_grad()
@@ -36,9 +36,10 @@ def collect(completion: Any, faces: FolderFaces, log_type: str) -> tuple[np.ndar
     maps, known = [], []
     for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
         image = to_float(faces[index]["image"][None])
-        factors = completion.factor(image, torch.zeros_like(image[:, :1]))
-        face = (completion.occlusion(image)[:, FACE:FACE + 1] >= SURE).float()
-        visible = (factors.uv_visible & (completion.renderer.unwrap(face, factors.positions) > 0.99)).float()
+        hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
+        face = visible_face(completion.occlusion(image)[:, FACE:FACE + 1], hole)
+        factors = completion.factor(image, hole, face=face)
+        visible = factors.uv_visible.float()
         for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
             values, weight = reduce(albedo, seen)
             maps.append(values.clamp(-1, 1))

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 TELEA_RADIUS = 5  # pixels around a hidden pixel that Telea's method looks at
 RELAXATIONS = 4  # smoothing sweeps per pyramid level
+GREY = 6 / 127.5  # difference of an image's channels up to which a pixel counts as grey
+COLOURED_SHARE = 0.005  # of the visible pixels; a grey photograph has no more that are not
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 RIM = 4  # pixels around the face over which its colours run into what is filled in beside it
 
 
@@ -56,6 +59,18 @@ def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known
     weight = known.to(rendered.dtype) * ~hole
     correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight)
     return torch.where(hole, (rendered + correction).clamp(-1, 1), image)
+
+
+def keep_grey(filled: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """Makes what fills the hole of a black-and-white photograph grey, too.
+
+    filled (B, 3, H, W) in [-1, 1], right outside the hole (B, 1, H, W) bool. Others come back as they are.
+    """
+    coloured = (filled.amax(1, keepdim=True) - filled.amin(1, keepdim=True) > GREY) & ~hole
+    visible = (~hole).sum((1, 2, 3), keepdim=True)
+    grey = (coloured.sum((1, 2, 3), keepdim=True) <= COLOURED_SHARE * visible) & (visible > 0)
+    luma = sum(weight * filled[:, channel:channel + 1] for channel, weight in enumerate(LUMA))
+    return torch.where(grey & hole, luma, filled)
 
 
 def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
 import zbuffer
 from models import lighting
-from models.blending import blend, fill_beside, from_uint8, to_uint8
+from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
@@ -26,6 +27,10 @@ CROP_SIZE = 256
 FACE_REACH = 8  # pixels between a face and an occluder that belongs to it
 OCCLUSION_MARGIN = 2  # pixels by which a predicted occluder grows, to take its soft outline along
 MIN_OCCLUSION = 0.5  # probability
+FACE_RIM = 1  # pixels along the outline of the visible face whose colours are not trusted: hair and skin mix there
+TRUST_POWER = 4  # of the probability that a pixel shows the face: much hair with a little probability must not add up
+MIN_TRUST = 0.5 ** TRUST_POWER  # from which a pixel says something about the face's albedo
+FEW_TEXELS = 300  # of the UV map; a face of fewer is no face that the occlusion net found
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,13 @@ class FaceCompletion(nn.Module):
             return self._complete(image, hole)
         return _concatenate([self._complete(image[i:i + 1], hole[i:i + 1]) for i in range(len(image))])
 
-    def factor(self, image: torch.Tensor, hole: torch.Tensor, seen: torch.Tensor | None = None) -> Factors:
+    def factor(self, image: torch.Tensor, hole: torch.Tensor, seen: torch.Tensor | None = None,
+               face: torch.Tensor | None = None) -> Factors:
         """Factorise image (B, 3, H, W) around its hole (B, 1, H, W).
 
-        seen (B, 3, H, W): what E looks at instead of the masked image, such as an earlier completion. Differentiable
-        unless the caller says otherwise. Raises ValueError if a shape is wrong.
+        seen (B, 3, H, W): what E looks at instead of the masked image, such as an earlier completion. face (B, 1, H, W)
+        from :func:`visible_face`: texels that show hair or glasses are not visible then, unless hardly any texel
+        remains. Differentiable unless the caller says otherwise. Raises ValueError if a shape is wrong.
         """
         check_images(image, hole)
         hole = hole > 0.5
@@ -140,6 +147,10 @@ class FaceCompletion(nn.Module):
         seen_texels = self.renderer.uv_visibility(positions, normals, raster)
         hidden_texels = self.renderer.unwrap(hole.to(image.dtype), positions) > 0
         visible = seen_texels & ~hidden_texels
+        if face is not None:
+            on_face = visible & (self.renderer.unwrap(face.to(image.dtype), positions) >= MIN_TRUST)
+            enough = on_face.sum((1, 2, 3), keepdim=True) >= FEW_TEXELS
+            visible = torch.where(enough, on_face, visible)
         albedo = torch.where(visible, self.albedo(image, positions, uv_shade), 0)
         return Factors(code, vertices, positions, raster, normals, uv_shade, seen_texels, visible, albedo)
 
@@ -176,17 +187,20 @@ class FaceCompletion(nn.Module):
         return torch.cat([self.occlusion(item[None]).float() for item in image])
 
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
-        seen, face, known = None, None, 1.0
+        masked = torch.where(hole, 0, image)
+        seen, face, known = None, None, None
+        if self.occlusion is not None:
+            known = visible_face(self._label(masked)[:, FACE:FACE + 1], hole)
         for _ in range(self.iterations):
-            factors = self.factor(image, hole, seen)
+            factors = self.factor(image, hole, seen, known)
             inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
-            masked = torch.where(hole, 0, image)
-            covered = blend(masked, hole & coverage, rendered, known * coverage * ~hole)
-            seen = fill_beside(covered, hole & ~coverage, coverage)
+            surface = coverage & ~hole if known is None else coverage * known
+            covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
+            seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
             if self.occlusion is not None:
                 face = self._label(seen)
-                known = face[:, FACE:FACE + 1]  # hair, glasses and background say nothing about the face's colours
+                known = visible_face(face[:, FACE:FACE + 1], hole)
         shade = factors.uv_shade.clamp(min=lighting.MIN_SHADE)
         texture = lighting.to_texture(inpainted.albedo.float(), shade)
         return Completion(
@@ -208,6 +222,15 @@ def check_images(image: torch.Tensor, hole: torch.Tensor) -> None:
         raise ValueError("the batch is empty")
     if hole.shape != (len(image), 1, *image.shape[2:]):
         raise ValueError(f"expected a hole of shape {(len(image), 1, *image.shape[2:])}, got {tuple(hole.shape)}")
+
+
+def visible_face(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """How far each pixel may be trusted to show the face's colours, in [0, 1]: (B, 1, H, W).
+
+    probability (B, 1, H, W) that it is face; hole (B, 1, H, W) bool. Its least value at the pixel and its neighbours (the
+    outlines of face and hole are mixed with hair, glasses and background), to the power TRUST_POWER.
+    """
+    return (-F.max_pool2d(-probability * ~hole, 2 * FACE_RIM + 1, 1, FACE_RIM)) ** TRUST_POWER
 
 
 def occluders(probabilities: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.blending import blend
-from models.completion import check_images, occluders
+from models.blending import blend, keep_grey
+from models.completion import check_images, occluders, visible_face
 from models.inpainter import Inpainter
 from models.occlusion import FACE
 
@@ -67,8 +67,9 @@ class ImageCompletion(nn.Module):
         masked = torch.where(hole, 0, image)
         generated = self.inpainter(masked, ~hole)
         first = blend(masked, hole, generated, (~hole).float())
-        known = self.occlusion(first)[:, FACE:FACE + 1].float() * ~hole
-        return ImageResult(torch.where(hole, blend(masked, hole, generated, known), image), hole)
+        known = visible_face(self.occlusion(first)[:, FACE:FACE + 1].float(), hole)
+        filled = keep_grey(blend(masked, hole, generated, known), hole)
+        return ImageResult(torch.where(hole, filled, image), hole)
 
     @torch.no_grad()
     def predict_hole(self, image: torch.Tensor) -> torch.Tensor:

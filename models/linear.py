@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.blending import pull_push
 from models.inpainter import Inpainting
 from models.morphable import UV_HEIGHT, UV_WIDTH
 
@@ -20,6 +21,7 @@ CORRELATED = 16  # texels that deviate from the model together, and so count as 
 OUTLIER = 0.12  # of albedo: texels that fit worse count little: hair, glasses, highlights (Geman and McClure, 1985)
 FIRST_OUTLIER = 0.3
 ROBUST_ROUNDS = 5
+RARELY_KNOWN = 0.1  # share of the maps
 TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade did not explain
 
 
@@ -72,10 +74,12 @@ def fit_model(maps: np.ndarray, known: np.ndarray, count: int, rounds: int = 6) 
     """Mean and `count` components of incomplete albedo maps.
 
     maps: float32 (N, 3, 96, 128) in [-1, 1]; known: bool (N, 1, 96, 128). Unknown texels are filled with the model of
-    the round before, at first with the mean of the known ones. Raises ValueError for fewer maps than components.
+    the round before, at first with the mean of the known ones. Texels that hardly any map knows, such as the corners of
+    the mouth, take mean and components of those around them. Raises ValueError for fewer maps than components.
     """
     if len(maps) <= count:
         raise ValueError(f"{count} components need more than {len(maps)} maps")
+    frequent = torch.from_numpy(known.mean(0) >= RARELY_KNOWN)
     known = np.broadcast_to(known, maps.shape).reshape(len(maps), -1)
     data = maps.reshape(len(maps), -1).astype(np.float32)
     mean = (data * known).sum(0) / np.maximum(known.sum(0), 1)
@@ -91,7 +95,9 @@ def fit_model(maps: np.ndarray, known: np.ndarray, count: int, rounds: int = 6) 
     noise = np.sqrt(np.square(data - model)[known].mean())
     network = LinearInpainter(count)
     sigma = np.sqrt(values / len(maps)).astype(np.float32)
-    network.mean.copy_(torch.from_numpy(mean.reshape(network.mean.shape)))
-    network.components.copy_(torch.from_numpy(directions * sigma[:, None]).reshape(network.components.shape))
+    model = np.concatenate([mean[None], directions * sigma[:, None]]).reshape(-1, *network.mean.shape)
+    model = pull_push(torch.from_numpy(model), frequent[None].float())
+    network.mean.copy_(model[0])
+    network.components.copy_(model[1:])
     network.noise.fill_(float(max(noise, 1e-3)))
     return network.eval()

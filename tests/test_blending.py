@@ -5,7 +5,7 @@ import face_samples
 import pytest
 import torch
 
-from models.blending import blend, fill_beside, from_uint8, pull_push, telea, to_uint8
+from models.blending import blend, fill_beside, from_uint8, keep_grey, pull_push, telea, to_uint8
 
 
 def square_hole(size, top, bottom, left, right, batch=1):
@@ -109,3 +109,14 @@ def test_fill_beside_continues_the_face_where_nothing_else_is_visible():
     assert (filled - 0.5).abs().max() < 12 / 127.5
     nothing = torch.zeros_like(face)
     assert (fill_beside(torch.ones(1, 3, 64, 64), ~nothing, nothing) == 0).all()
+
+
+def test_grey_photographs_stay_grey_and_others_as_they_are():
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    hole = square_hole(32, 8, 24, 8, 24, batch=2)
+    image[0] = torch.where(hole[0], image[0], image[0, :1])  # grey but for what fills its hole
+    kept = keep_grey(image, hole)
+    assert torch.equal(kept[1], image[1])
+    assert torch.equal(kept[0], kept[0, :1].expand(3, -1, -1))
+    assert torch.equal(torch.where(hole, 0, kept), torch.where(hole, 0, image))
+    assert (kept[0, 0] - image[0].mean(0))[hole[0, 0]].abs().mean() < 0.3

@@ -277,16 +277,27 @@ def test_predicting_a_hole_needs_the_net():
 
 
 def test_hair_over_the_face_does_not_colour_the_hole():
-    """With an occlusion net, pixels that are no face are left out of the seam correction from iteration 2 on."""
+    """With an occlusion net, pixels that are no face count neither as albedo nor for the seam's correction."""
     image, coverage, _ = symmetric_face(face_samples.pose())
-    hole = rectangle(top=110, bottom=150, left=110, right=150)
+    hole = rectangle(top=110, bottom=150, left=140, right=180) & coverage
     hair = image.clone()
     hair[..., 60:110, 60:200] = torch.tensor([1.0, -1, -1])[:, None, None]
-    expected = completion(FixedEncoder())(image, hole).output
-    with_net = completion(FixedEncoder(), face_samples.StandInOcclusion())(hair, hole).output
-    without = completion(FixedEncoder())(hair, hole).output
-    error, error_without = ((output - expected)[..., 110:150, 110:150].abs().mean() for output in (with_net, without))
+    with_net, without = (completion(FixedEncoder(), net)(hair, hole) for net in (face_samples.StandInOcclusion(), None))
+    error, error_without = ((result.output - image)[hole.expand_as(image)].abs().mean() for result in (with_net, without))
     assert error < error_without / 2
+    redness, redness_without = ((result.albedo_in[:, 0] - result.albedo_in[:, 1]).max() for result in (with_net, without))
+    assert redness < redness_without / 2
+
+
+def test_a_face_that_the_net_does_not_find_is_seen_all_the_same():
+    image = torch.full((1, 3, 256, 256), -0.95)  # all background
+    complete, hole = completion(), rectangle()
+    everything = complete.factor(image, hole).uv_visible
+    assert everything.any()
+    for face, same in ((0.0, True), (0.03, True), (0.9, False)):
+        region = torch.zeros(1, 1, 256, 256)
+        region[..., :120] = face
+        assert torch.equal(complete.factor(image, hole, face=region).uv_visible, everything) == same
 
 
 # ---------------------------------------------------------------- as a module

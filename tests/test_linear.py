@@ -61,6 +61,14 @@ def test_hidden_values_and_the_rest_of_the_batch_do_not_matter(world, model):
     torch.testing.assert_close(together[1:2], alone)
 
 
+def test_texels_that_no_map_knows_are_like_those_around_them(world):
+    maps, known = world[0].copy(), world[1].copy()
+    known[:, :, 40:43, 60:64] = False
+    maps[:, :, 40:43, 60:64] = 1.0
+    with_gap, whole = fit_model(maps, known, 9), fit_model(*world, 9)
+    assert (with_gap.mean - whole.mean).abs()[:, 40:43, 60:64].max() < 0.02
+
+
 def test_without_a_visible_texel_the_mean_is_returned(model):
     nothing = torch.zeros(1, 1, 192, 256)
     torch.testing.assert_close(model(torch.zeros(1, 3, 192, 256), nothing).albedo,
@@ -97,8 +105,8 @@ class Halves:
         return torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(len(image), 3, 256, 256)
 
     @staticmethod
-    def factor(image, hole):
-        assert not hole.any()
+    def factor(image, hole, face):
+        assert not hole.any() and face[..., 1:-1, 1:-1].min() == 1
         visible = torch.zeros(1, 1, 192, 256, dtype=torch.bool)
         visible[..., :128] = True
         albedo = torch.where(visible, image.mean((2, 3), keepdim=True), 0)
