@@ -4,7 +4,7 @@
 
 writes the stage's network (the moving average where one was kept) with half-precision kernels, and says how and how
 well it was trained in the file's metadata. Other networks of the stage, such as the encoder's albedo decoder, are
-chosen with --network.
+chosen with --network. A list of sums in the weight file's folder, as checkpoints/SHA256SUMS, is brought up to date.
 """
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
     """
     from utils import checkpoints
     state = checkpoints.load(source)
-    if state.get("format") != checkpoints.TRAINING_FORMAT:
-        raise UserError(f"{source}: not a training checkpoint of this project; give a run's best.pth or last.pth")
+    checkpoints.check_training(source, state)
     network = network or state["stage"]
     weights = state["averages"].get(network, state["networks"].get(network))
     if weights is None:

@@ -30,7 +30,6 @@ from utils import checkpoints
 from utils.errors import UserError
 from utils.logging import note
 
-VERSION = 1
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -267,7 +266,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, in types that a weights-only load admits."""
         states = lambda modules: {name: module.state_dict() for name, module in modules.items()}
-        return {"format": checkpoints.TRAINING_FORMAT, "version": VERSION, "stage": self.stage.name,
+        return {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION, "stage": self.stage.name,
                 "networks": states(self.stage.networks), "critics": states(self.stage.critics),
                 "averages": states(self.average.networks) if self.average else {},
                 "optimisers": states(self.optimisers), "rates": dict(self.rates), "scaler": self.scaler.state_dict(),
@@ -282,8 +281,7 @@ class Trainer:
             UserError: no training checkpoint, one of another stage, or one that does not fit these networks.
         """
         state = checkpoints.load(path)
-        if state.get("format") != checkpoints.TRAINING_FORMAT:
-            raise UserError(f"{path}: not a training checkpoint of this project; --resume takes a run's last.pth")
+        checkpoints.check_training(path, state)
         if state["stage"] != self.stage.name:
             raise UserError(f"{path}: a checkpoint of --stage {state['stage']}, not of --stage {self.stage.name}")
         try:

@@ -1,12 +1,17 @@
 """Checkpoint files: nothing is lost in writing, and every bad file is one clear error."""
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import random
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from engine import export
 from utils import checkpoints
 from utils.errors import UserError
 
@@ -76,6 +81,35 @@ def test_missing_empty_and_folder(tmp_path):
     assert "not a file" in _error(checkpoints.load, tmp_path)
 
 
+def test_any_flipped_bit_of_a_file_of_ours_is_noticed(tmp_path):
+    """Also one in the middle of a tensor, where torch.load notices nothing."""
+    path = tmp_path / "a.pth"
+    checkpoints.save_weights(path, "encoder", {"weight": torch.randn(10, 10)}, {"steps": 3})
+    whole, rng = path.read_bytes(), random.Random(0)
+    values = whole.find(checkpoints.load(path)["state"]["weight"].numpy().tobytes())
+    assert values > 0
+    places = [values, 0, len(whole) - 1, len(whole) - 64, len(whole) - 80, *rng.sample(range(len(whole)), 100)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        assert "a.pth" in _error(checkpoints.load, path), place
+    path.write_bytes(whole + b"x")
+    assert "a.pth" in _error(checkpoints.load, path)
+    path.write_bytes(whole)
+    checkpoints.load(path)
+
+
+def test_the_hash_cannot_be_left_out(tmp_path):
+    path = tmp_path / "a.pth"
+    checkpoints.save_weights(path, "encoder", {"weight": torch.zeros(2, 2)}, {})
+    content = checkpoints.load(path)
+    torch.save(content, path)
+    assert "its hash is missing" in _error(checkpoints.load, path)
+    torch.save({**content, "version": 1}, path)
+    assert torch.equal(checkpoints.load_weights(path, "encoder")[0]["weight"], torch.zeros(2, 2))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
 def test_truncated(tmp_path, share, zipped):
@@ -103,6 +137,46 @@ def test_code_is_refused_and_not_run(tmp_path, monkeypatch, write):
         path.write_bytes(pickle.dumps({"modelE": _Command()}))
     assert "evil.pth" in _error(checkpoints.load, path)
     assert not (tmp_path / "should_not_exist").exists()
+
+
+def test_a_refused_pickle_is_not_run_within_a_hashed_file_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints.save("evil.pth", {"format": checkpoints.WEIGHTS_FORMAT, "state": _Command()})
+    assert "which could run code" in _error(checkpoints.load, "evil.pth")
+    assert not (tmp_path / "should_not_exist").exists()
+
+
+def test_nothing_in_the_program_reads_pickles_that_can_run_code():
+    """torch.load stands in one place and with weights_only; numpy never with allow_pickle; no bare unpickling."""
+    root = Path(checkpoints.__file__).resolve().parent.parent
+    sources = {path.relative_to(root).as_posix(): path.read_text() for folder in
+               ("engine", "models", "datasets", "utils", "zbuffer", "benchmarks", ".") for path in
+               (root / folder).glob("*.py" if folder == "." else "**/*.py")}
+    assert [name for name, text in sources.items() if "torch.load(" in text] == ["utils/checkpoints.py"]
+    assert sources["utils/checkpoints.py"].count("torch.load(") == sources["utils/checkpoints.py"].count(
+        "weights_only=True)\n") + 1  # the docstring's
+    for name, text in sources.items():
+        for word in ("pickle.load", "allow_pickle=True", "cPickle", "joblib.load", "torch.jit.load", "yaml.load("):
+            assert word not in text, (name, word)
+
+
+def test_files_that_would_fill_the_memory(tmp_path):
+    path = tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(10 ** 6)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    assert path.stat().st_size < 10 ** 5
+    assert "compressed archive" in _error(checkpoints.load, path)
+    torch.save({"weight": torch.zeros(1).expand(10 ** 9, 10 ** 3)}, path)
+    assert "claims (1000000000, 1000) values" in _error(checkpoints.load, path)
+    torch.save({"weight": torch.zeros(3).to_sparse()}, path)
+    assert "unusual kind" in _error(checkpoints.load, path)
+    nested: dict = {}
+    for _ in range(100):
+        nested = {"a": nested}
+    torch.save(nested, path)
+    assert "nested" in _error(checkpoints.load, path)
 
 
 def test_a_whole_pickled_network_is_refused_with_the_reason(tmp_path):
@@ -137,8 +211,10 @@ def test_weight_files_of_another_network_version_or_kind(tmp_path):
     checkpoints.save_weights(path, "encoder", {"weight": torch.zeros(2, 2)}, {})
     assert "not of the inpainter" in _error(checkpoints.load_weights, path, "inpainter")
     content = checkpoints.load(path)
-    checkpoints.save(path, {**content, "version": 99})
-    assert "version 99" in _error(checkpoints.load_weights, path, "encoder")
+    for version, advice in ((99, "update the program"), (0, "write it again"), ("2", "write it again")):
+        checkpoints.save(path, {**content, "version": version})
+        message = _error(checkpoints.load_weights, path, "encoder")
+        assert f"version {version}, this program reads versions 1 and 2" in message and advice in message
     checkpoints.save(path, {**content, "state": None})
     assert "damaged" in _error(checkpoints.load_weights, path, "encoder")
     checkpoints.save(path, {"modelE": {}})
@@ -157,3 +233,86 @@ def test_all_misfits_are_listed():
     message = _error(checkpoints.check_state, "net", state, {"a": (2,), "b": (4,), "c": (1,), "d": (1,), "e": (2,)})
     assert "2 missing: d, e" in message and "1 extra: z" in message
     assert "2 misshapen: b ((3,) instead of (4,)), c (a int instead of (1,))" in message
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_or_of_another_type_are_not_loaded(bad):
+    network = torch.nn.Linear(2, 2)
+    state = {**network.state_dict(), "weight": torch.tensor([[1.0, bad], [0, 0]])}
+    assert "not finite: weight" in _error(checkpoints.load_state, network, state, "net")
+    state["weight"] = torch.zeros(2, 2, dtype=torch.int64)
+    assert "another type than the network's: weight" in _error(checkpoints.load_state, network, state, "net")
+
+
+def test_training_checkpoints_are_checked(tmp_path):
+    whole = {name: kind() for name, kind in checkpoints._TRAINING_ENTRIES.items()}
+    whole["format"] = checkpoints.TRAINING_FORMAT
+    checkpoints.check_training("a.pth", whole)
+    for name in checkpoints._TRAINING_ENTRIES:
+        message = _error(checkpoints.check_training, "a.pth", {**whole, name: None})
+        assert f"entry {name} is missing" in message
+    broken = {**whole, "optimisers": {"main": {"state": {0: {"exp_avg": torch.tensor([float("inf")])}}}}}
+    assert "exp_avg of its optimisers is not finite" in _error(checkpoints.check_training, "a.pth", broken)
+
+
+def test_shipped_weights_match_their_sums():
+    folder = Path(checkpoints.__file__).resolve().parent.parent / "checkpoints"
+    sums = checkpoints.read_sums(folder)
+    assert sorted(sums) == sorted(path.name for path in folder.glob("*.pth"))
+    for name, accepted in sums.items():
+        assert accepted == [hashlib.sha256((folder / name).read_bytes()).hexdigest()], name
+
+
+def test_a_listed_file_that_differs_from_its_sum_is_refused(tmp_path):
+    path, other = tmp_path / "a.pth", tmp_path / "other.pth"
+    checkpoints.save_weights(path, "encoder", {"weight": torch.zeros(2, 2)}, {})
+    checkpoints.save_weights(other, "encoder", {"weight": torch.ones(2, 2)}, {})
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  a.pth\n")
+    checkpoints.load(path)
+    checkpoints.load(other)
+    path.write_bytes(other.read_bytes())
+    assert "does not match its sum" in _error(checkpoints.load, path)
+    (tmp_path / "SHA256SUMS").write_text("no sum a.pth\n")
+    assert "line 1" in _error(checkpoints.load, path)
+
+
+def test_exporting_keeps_the_sums_up_to_date(tmp_path):
+    """`python -m engine.export RUN/best.pth FOLDER/X.pth` in a folder with sums; other lines stay."""
+    network = torch.nn.Linear(4, 3)
+    state = {name: kind() for name, kind in checkpoints._TRAINING_ENTRIES.items()}
+    state |= {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION, "stage": "occlusion"}
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "SHA256SUMS").write_text(f"{'0' * 64}  z.pth\n")
+    for step in (1, 2):
+        weights = {key: value + step for key, value in network.state_dict().items()}
+        checkpoints.save(tmp_path / "best.pth", {**state, "step": step, "networks": {"occlusion": weights}})
+        export.main([str(tmp_path / "best.pth"), str(folder / "x.pth")])
+        digest = hashlib.sha256((folder / "x.pth").read_bytes()).hexdigest()
+        assert checkpoints.read_sums(folder) == {"x.pth": [digest], "z.pth": ["0" * 64]}
+        assert checkpoints.load_weights(folder / "x.pth", "occlusion")[1]["steps"] == step
+
+
+def test_a_kill_between_file_and_sums_leaves_a_readable_pair(tmp_path, monkeypatch):
+    """Whichever rename is the last one that happens, the file that is there is one that the list accepts."""
+    path = tmp_path / "x.pth"
+    (tmp_path / "SHA256SUMS").write_text("")
+    checkpoints.save_weights(path, "encoder", {"weight": torch.zeros(2, 2)}, {})
+    replace = os.replace
+    for allowed in range(4):
+        calls = []
+
+        def some(source, target):
+            calls.append(target)
+            if len(calls) > allowed:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", some)
+        if allowed < 3:
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save_weights(path, "encoder", {"weight": torch.ones(2, 2)}, {})
+        else:
+            checkpoints.save_weights(path, "encoder", {"weight": torch.ones(2, 2)}, {})
+        checkpoints.load(path)
+    assert len(checkpoints.read_sums(tmp_path)["x.pth"]) == 1

@@ -178,6 +178,7 @@ def test_export(tmp_path):
     averaged = {key: value + 1 for key, value in network.state_dict().items()}
     state = {"format": checkpoints.TRAINING_FORMAT, "version": 1, "stage": "occlusion", "step": 10, "elapsed": 120.0,
              "networks": {"occlusion": network.state_dict()}, "averages": {"occlusion": averaged}, "metadata": {},
+             "critics": {}, "optimisers": {}, "rates": {}, "scaler": {}, "random": {}, "epoch": 0, "position": 0,
              "scores": {"mean_iou": 0.5}, "settings": {"batch_size": 4, "accumulate": 2, "dataroot": "/private"}}
     checkpoints.save(tmp_path / "best.pth", state)
     export.export(tmp_path / "best.pth", tmp_path / "weights.pth")

@@ -146,7 +146,8 @@ def test_own_weight_files_and_training_checkpoints(tmp_path, name, cls, load):
     assert _same(loaded, network) and not loaded.training
     assert metadata == {"steps": 3, "source": "weights"}
 
-    training = {"format": checkpoints.TRAINING_FORMAT, "networks": {name: network.state_dict()}, "epoch": 2}
+    training = {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION,
+                "networks": {name: network.state_dict()}, "epoch": 2}
     checkpoints.save(tmp_path / "t.pth", training)
     assert _same(load(tmp_path / "t.pth")[0], network)
     checkpoints.save(tmp_path / "t.pth", {**training, "averages": {name: average.state_dict()}})
@@ -177,5 +178,6 @@ def test_wrong_and_missing_files(tmp_path):
     checkpoints.save_weights(tmp_path / "enc.pth", "encoder", {}, {})
     assert "not of the occlusion" in _error(weights.load_occlusion, tmp_path / "enc.pth")
     assert "missing" in _error(weights.load_encoder, tmp_path / "enc.pth")
-    checkpoints.save(tmp_path / "train.pth", {"format": checkpoints.TRAINING_FORMAT, "networks": {"encoder": {}}})
+    checkpoints.save(tmp_path / "train.pth", {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION,
+                                              "networks": {"encoder": {}}})
     assert "training checkpoint of encoder" in _error(weights.load_inpainter, tmp_path / "train.pth")
