@@ -6,6 +6,9 @@ back, and TensorBoard's files. "Best" is by the stage's own measure on held-out 
 killed machine) and resuming continues as if there had been no stop: the data order is keyed by (seed, epoch), each
 step's randomness by (seed, process, step), and learning rates are pure functions of where training stands. A schedule
 or a limit in minutes follows the clock and so cannot repeat bit for bit; one in steps or epochs does, on the CPU.
+
+A step whose loss or gradient is not finite changes nothing: it ends the run, or with `skip_bad_steps` is left out, and
+in both cases ``bad_batches/`` in the run's folder gets the batch that caused it.
 """
 from __future__ import annotations
 
@@ -26,12 +29,15 @@ from engine.distributed import World
 from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, random_states, restore_random_states,
                                  seed_everything, step_generator)
 from engine.stage import Stage
-from utils import checkpoints
+from utils import checkpoints, files
 from utils.errors import UserError
-from utils.logging import note
+from utils.logging import note, warning
 
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
+MOST_SKIPPED = 100  # bad steps in a row after which the networks, not the data, must be what is broken
+MOST_BAD_BATCHES = 20  # files; a run that skips for weeks must not fill the disk
+BATCH_FORMAT = "3dfacefill-batch"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,8 +62,17 @@ class TrainingOptions:
     precision: str = "fp32"
     workers: int = 0
     seed: int = 0
+    skip_bad_steps: bool = False
     bar: bool = True
     settings: dict = field(default_factory=dict)
+
+
+class _BadStep(Exception):
+    """A loss or gradient of one step is not finite. mine: did this process' own batch cause it, as far as is known?"""
+
+    def __init__(self, what: str, value: float, mine: bool = True):
+        super().__init__(f"{what} is {value}")
+        self.mine = mine
 
 
 class Trainer:
@@ -82,6 +97,7 @@ class Trainer:
         self.step = self.epoch = self.position = 0
         self.saved_step = -1  # the step that last.pth holds
         self.elapsed = 0.0
+        self.skipped = self.skipped_in_row = 0  # steps with a loss or gradient that was not finite
         self.best: float | None = None
         self.scores: dict[str, float] = {}
         self.interrupted = False
@@ -100,13 +116,24 @@ class Trainer:
         with self._interruptible(), contextlib.closing(self.display):
             while not self._finished():
                 self._train_epoch()
-            if self.saved_step != self.step:
-                self._validate_and_save()
+            self._finish()
         if self.writer:
-            self.writer.close()
-        if self.interrupted and self.world.is_main:
-            note(f"stopped at step {self.step}; continue with --resume {self.options.folder / 'last.pth'}")
+            with self._logging():
+                self.writer.close()
+        if self.skipped and self.world.is_main:
+            note(f"{self.skipped} steps were skipped, see {self.options.folder / 'bad_batches'}")
         return self.scores
+
+    def _finish(self) -> None:
+        """Validates and saves what is not saved yet; says how to go on after an interrupt."""
+        try:
+            if self.saved_step != self.step:
+                if self.interrupted:
+                    self._save("last.pth")  # before the scores, which whoever stops the run may not wait for
+                self._validate_and_save()
+        finally:
+            if self.interrupted and self.world.is_main:
+                note(f"stopped at step {self.step}; continue with --resume {self.options.folder / 'last.pth'}")
 
     def _finished(self) -> bool:
         o = self.options
@@ -151,25 +178,37 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = self.rates[name] * factor
             optimiser.zero_grad(set_to_none=True)
+        buffers = self._copy_buffers() if self.options.skip_bad_steps else []
+        try:
+            values, ready = self._gradients(batches)
+        except _BadStep as bad:
+            self._handle(bad, batches, buffers)
+            return
+        for name in ready:
+            self.scaler.step(self.optimisers[name])
+        self.scaler.update()
+        self.skipped_in_row = 0
+        if self.average:
+            self.average.update(self.stage.networks, self.step)
+        self._log(values)
+
+    def _gradients(self, batches: list[dict]) -> tuple[dict[str, float], list[str]]:
+        """(losses by name, names of the optimisers that have gradients), the same in all processes; or _BadStep."""
         values: dict[str, float] = {}
         for micro, batch in enumerate(batches):
             for name, value in self._backward(self._to_device(batch), micro).items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
         self._agree(values)
         trained = {"main": self._parameters(self.stage.networks), "critic": self._parameters(self.stage.critics)}
-        for name, optimiser in self.optimisers.items():
-            if all(parameter.grad is None for parameter in trained[name]):
-                continue  # the discriminator waits until its turn
-            self.scaler.unscale_(optimiser)
+        ready = [name for name in self.optimisers
+                 if any(parameter.grad is not None for parameter in trained[name])]  # a discriminator awaits its turn
+        for name in ready:
+            self.scaler.unscale_(self.optimisers[name])
             distributed.average_gradients(trained[name], self.world)
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
             if not torch.isfinite(norm) and not self.scaler.is_enabled():
-                raise self._not_finite(f"the gradient of the {name} optimiser's networks", float(norm))
-            self.scaler.step(optimiser)
-        self.scaler.update()
-        if self.average:
-            self.average.update(self.stage.networks, self.step)
-        self._log(values)
+                raise _BadStep(f"the gradient of the {name} optimiser's networks", float(norm))
+        return values, ready
 
     def _backward(self, batch: dict, micro: int) -> dict[str, float]:
         """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
@@ -197,13 +236,53 @@ class Trainer:
         self.elapsed, self.interrupted = clock, bool(stop)
         if failed:
             name = bad[0] if bad else "in another process"
-            raise self._not_finite(f"the loss '{name}'", values.get(name, float("nan")))
+            raise _BadStep(f"the loss '{name}'", values.get(name, float("nan")), mine=bool(bad))
 
-    def _not_finite(self, what: str, value: float) -> UserError:
+    # ---- steps that are not finite -----------------------------------------------------------------------------
+
+    def _handle(self, bad: _BadStep, batches: list[dict], buffers: list[Tensor]) -> None:
+        """Saves the batch and counts the step, whose traces are undone; UserError unless such steps are skipped."""
+        place = f"step {self.step} (epoch {self.epoch})"
+        saved = self._save_batch(bad, batches) if bad.mine else ""
+        if not self.options.skip_bad_steps:
+            raise UserError(f"training stopped: {bad} at {place}{saved}; lower --learning-rate, use --precision fp32 "
+                            f"or --skip-bad-steps{self._last_good()}")
+        self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
+        if self.skipped_in_row >= MOST_SKIPPED:
+            raise UserError(f"training stopped: {self.skipped_in_row} steps in a row were skipped, the last because "
+                            f"{bad} at {place}{saved}; lower --learning-rate or use --precision fp32"
+                            f"{self._last_good()}")
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers(), buffers):
+                buffer.copy_(before)
+        self.display.line(f"{place} skipped, number {self.skipped}: {bad}{saved}")
+
+    def _last_good(self) -> str:
         last = self.options.folder / "last.pth"
-        kept = f"; the last good state is {last}" if last.exists() else ""
-        return UserError(f"training stopped: {what} is {value} at step {self.step} (epoch {self.epoch}); lower "
-                         f"--learning-rate or use --precision fp32{kept}")
+        return f"; the last good state is {last}" if last.exists() else ""
+
+    def _buffers(self) -> list[Tensor]:
+        """What a forward pass changes besides gradients: running means, singular vectors."""
+        return [buffer for module in [*self.stage.networks.values(), *self.stage.critics.values()]
+                for buffer in module.buffers()]
+
+    def _copy_buffers(self) -> list[Tensor]:
+        return [buffer.detach().clone() for buffer in self._buffers()]
+
+    def _save_batch(self, bad: _BadStep, batches: list[dict]) -> str:
+        """Writes the step's batches for a look, `utils.checkpoints.load` reads them; returns where, for messages."""
+        folder = self.options.folder / "bad_batches"
+        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
+        path = folder / f"step_{self.step}{process}.pth"
+        if len(list(folder.glob("*.pth"))) >= MOST_BAD_BATCHES:
+            return ""
+        content = {"format": BATCH_FORMAT, "stage": self.stage.name, "step": self.step, "epoch": self.epoch,
+                   "cause": str(bad), "batches": batches}
+        try:
+            checkpoints.save(path, content)
+        except UserError as error:  # the cause matters more than the disk
+            return f" ({error})"
+        return f" (the batch is in {path})"
 
     # ---- held-out data and checkpoints -------------------------------------------------------------------------
 
@@ -219,18 +298,35 @@ class Trainer:
             return
         mark = " (best)" if better else ""
         self.display.line(f"step {self.step} held-out {report.join_numbers(self.scores)}{mark}")
-        state = self.state()
-        self.options.folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(self.options.folder / "last.pth", state)
-        if better:
-            checkpoints.save(self.options.folder / "best.pth", state)
+        if better:  # before last.pth, whose resumed run would not write it again: see `_find_best`
+            self._save("best.pth")
+        self._save("last.pth")
         if self.writer:
-            for name, value in self.scores.items():
-                self.writer.add_scalar(f"held_out/{name}", value, self.step)
             with self._evaluating() as networks:
                 rng = step_generator(VALIDATION_KEY, 0)
                 pictures = self.stage.pictures(networks, self._held_out_batches()[0], rng)
-            self.writer.add_image("pictures", pictures, self.step)
+            with self._logging():
+                for name, value in self.scores.items():
+                    self.writer.add_scalar(f"held_out/{name}", value, self.step)
+                self.writer.add_image("pictures", pictures, self.step)
+
+    def _save(self, name: str) -> None:
+        """Writes a checkpoint of the present moment into the run's folder, in the main process."""
+        if not self.world.is_main:
+            return
+        try:
+            checkpoints.save(self.options.folder / name, self.state())
+        except UserError as error:
+            raise UserError(f"training stopped at step {self.step}: {error}{self._last_good()}") from None
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        """TensorBoard's writer works in a thread of its own, and a later call raises what went wrong there."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"training stopped at step {self.step}: cannot write {self.options.log_folder}: "
+                            f"{error.strerror or error}{self._last_good()}") from None
 
     def validate(self) -> dict[str, float]:
         """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
@@ -251,7 +347,8 @@ class Trainer:
             items = Subset(self.validation_set, range(self.world.rank, count, self.world.size))
             self._held_out = [self._to_device(batch) for batch in
                               DataLoader(items, batch_size=min(self.options.batch_size, 16),
-                                         num_workers=self.options.workers, worker_init_fn=start_worker)]
+                                         num_workers=self.options.workers, worker_init_fn=start_worker,
+                                         generator=torch.Generator().manual_seed(self.options.seed))]
         return self._held_out
 
     @contextlib.contextmanager
@@ -272,6 +369,7 @@ class Trainer:
                 "optimisers": states(self.optimisers), "rates": dict(self.rates), "scaler": self.scaler.state_dict(),
                 "random": random_states(), "step": self.step, "epoch": self.epoch, "position": self.position,
                 "elapsed": self.elapsed, "best": self.best, "scores": dict(self.scores),
+                "skipped": self.skipped,
                 "settings": self.options.settings, "metadata": self.stage.metadata()}
 
     def restore(self, path: str | Path, update_rate: bool = False) -> None:
@@ -295,9 +393,23 @@ class Trainer:
         if not update_rate:
             self.rates = dict(state["rates"])
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
-        self.elapsed, self.best, self.scores = state["elapsed"], state["best"], dict(state["scores"])
+        self.elapsed, self.scores, self.skipped = state["elapsed"], dict(state["scores"]), state.get("skipped", 0)
+        self.best = self._find_best(Path(path), state.get("best"))
         restore_random_states(state["random"])
         self.saved_step = self.step
+
+    def _find_best(self, path: Path, best: float | None) -> float | None:
+        """The best score so far: the checkpoint's, or that of a best.pth beside it, written just before a kill."""
+        beside = path.parent / "best.pth"
+        if path.parent.resolve() != self.options.folder.resolve() or not beside.exists():
+            return best
+        try:
+            found = checkpoints.load(beside).get("best")
+        except UserError as error:
+            warning(f"{error}; the next checkpoint replaces it")
+            return None
+        known = [value for value in (best, found) if isinstance(value, float)]
+        return (max if self.stage.higher_is_better else min)(known, default=None)
 
     def _load_modules(self, state: Mapping[str, Any]) -> None:
         for group, modules in (("networks", self.stage.networks), ("critics", self.stage.critics)):
@@ -347,9 +459,10 @@ class Trainer:
         items = self.options.batch_size * self.options.accumulate * self.world.size
         self.display.update(self._progress(), self.elapsed, self.step + 1, self.epoch, items, self._running)
         if self.writer and self.step % SCALAR_EVERY == 0:
-            for name, value in self._running.items():
-                self.writer.add_scalar(f"loss/{name}", value, self.step)
-            self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], self.step)
+            with self._logging():
+                for name, value in self._running.items():
+                    self.writer.add_scalar(f"loss/{name}", value, self.step)
+                self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], self.step)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -384,6 +497,7 @@ def options_from(settings: Any) -> TrainingOptions:
         scheduler_options=dict(settings.scheduler_options or {}), epochs=settings.nepochs, max_steps=settings.max_steps,
         max_minutes=settings.max_minutes, checkpoint_minutes=settings.checkpoint_minutes, ema=settings.ema,
         precision=build.choose_precision(settings), workers=settings.nthreads, seed=settings.manual_seed,
+        skip_bad_steps=settings.skip_bad_steps,
         bar=settings.log_type == "progressbar", settings=build.plain_settings(settings))
 
 
@@ -398,15 +512,30 @@ def train(settings: Any) -> dict[str, float]:
     try:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
-        train_set, validation_set = build.build_training_data(settings)
-        trainer = Trainer(build.build_stage(settings, train_set), train_set, validation_set, options, world)
-        if settings.resume:
-            trainer.restore(build.resume_file(settings), update_rate=settings.update_lr)
-        if world.is_main:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            settings.write(options.folder / "args.txt")
-            note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
-                 f"{options.precision} on {world.device}; run folder {options.folder}")
-        return trainer.run()
+        with own_folder(options.folder, world):
+            train_set, validation_set = build.build_training_data(settings)
+            trainer = Trainer(build.build_stage(settings, train_set), train_set, validation_set, options, world)
+            if settings.resume:
+                trainer.restore(build.resume_file(settings), update_rate=settings.update_lr)
+            if world.is_main:
+                settings.write(options.folder / "args.txt")
+                note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
+                     f"{options.precision} on {world.device}; run folder {options.folder}")
+            return trainer.run()
     finally:
         distributed.leave(world)
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, world: World) -> Iterator[None]:
+    """Keeps other runs out of a run's folder, and clears what a killed one left half written in it.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    if not world.is_main:
+        yield
+        return
+    with files.held(folder, "another run", "wait for it, or choose another --save-dir"):
+        files.remove_unfinished(folder, ("last.pth", "best.pth", "args.txt"))
+        yield

@@ -38,9 +38,9 @@ DEEPEST = 32  # levels of containers in a checkpoint; ours have six
 
 # What a training checkpoint holds, besides "best", which may be None.
 _TRAINING_ENTRIES = {
-    "stage": str, "networks": dict, "critics": dict, "averages": dict, "optimisers": dict, "rates": dict, "scaler": dict,
-    "random": dict, "step": int, "epoch": int, "position": int, "elapsed": float, "scores": dict, "settings": dict,
-    "metadata": dict}
+    "stage": str, "networks": dict, "critics": dict, "averages": dict, "optimisers": dict, "rates": dict,
+    "scaler": dict, "random": dict, "step": int, "epoch": int, "position": int, "elapsed": float, "scores": dict,
+    "settings": dict, "metadata": dict}
 _SEAL = b"3dfacefill sha256 "  # what the hash stands behind
 _SEAL_LENGTH = len(_SEAL) + 64
 _NO_COMMENT = b"\0\0"  # the length of the archive's comment, its last two bytes
@@ -158,8 +158,8 @@ def _check_tensors(path: Path, content: dict) -> None:
 
     for where, value in _tensors(path, content):
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
-            raise UserError(f"checkpoint {path}: {where} is a tensor of an unusual kind ({value.layout}, {value.dtype}, "
-                            f"{value.device}); give a checkpoint of this project or a published one")
+            raise UserError(f"checkpoint {path}: {where} is a tensor of an unusual kind ({value.layout}, {value.dtype},"
+                            f" {value.device}); give a checkpoint of this project or a published one")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(f"checkpoint {path} is damaged: {where} claims {tuple(value.shape)} values, which the file "
                             "does not hold")
@@ -207,7 +207,8 @@ def check_training(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: not a training checkpoint of this project; give a run's last.pth or best.pth")
     for name, kind in _TRAINING_ENTRIES.items():
         if not isinstance(content.get(name), kind):
-            raise UserError(f"checkpoint {path} is damaged: its entry {name} is missing or no {kind.__name__}; copy it again")
+            raise UserError(f"checkpoint {path} is damaged: its entry {name} is missing or no {kind.__name__}; copy it "
+                            "again")
     for group in ("networks", "critics", "averages", "optimisers"):
         for where, value in _tensors(Path(path), content[group]):
             if value.is_floating_point() and not torch.isfinite(value).all():
@@ -260,7 +261,7 @@ def _write_sums(folder: Path, sums: Mapping[str, list[str]]) -> None:
 
 
 def _save_listed(path: Path, content: dict) -> None:
-    """As `save`; a list of sums beside the file accepts the old and the new one meanwhile, and then the new one alone."""
+    """As `save`; a list of sums beside the file accepts the old and the new one meanwhile, then the new one alone."""
     import torch
 
     if not (path.parent / SUMS_FILE).exists():
@@ -301,8 +302,8 @@ def check_state(what: str, state: Mapping[str, object], expected: Mapping[str, t
         raise UserError(f"{what}: the weights do not fit; {'; '.join(problems)}; give a checkpoint of this network")
     not_finite = [key for key, value in state.items() if not _is_finite(value)]
     if not_finite:
-        raise UserError(f"{what}: weights are not finite: {_listed(not_finite)}; copy or download the file again, or go "
-                        "on from an earlier one")
+        raise UserError(f"{what}: weights are not finite: {_listed(not_finite)}; copy or download the file again, or "
+                        "go on from an earlier one")
 
 
 def _is_finite(value: Any) -> bool:

@@ -16,12 +16,12 @@ import difflib
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Sequence
 
+from utils import files
 from utils.errors import UserError
 from utils.logging import warning
 
@@ -145,6 +145,8 @@ OPTIONS = {
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
         Option("ema", "float", 0.999, "decay per step of the weights' moving average, which is validated and shipped; "
                "0 = none", least=0, most=1),
+        Option("skip_bad_steps", "bool", False, "leave out steps whose loss or gradient is not finite, instead of "
+               "stopping; counted, and the batches are saved in bad_batches/ of the run's folder"),
         Option("checkpoint_minutes", "float", 10.0, "minutes between two checkpoints", least=0),
     ],
     "Machine": [
@@ -209,13 +211,7 @@ class Settings(SimpleNamespace):
         for group, options in OPTIONS.items():
             lines += ["", f"# {group}"]
             lines += [f"{option.name} = {to_text(option, getattr(self, option.name))}" for option in options]
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        files.write_bytes(path, ("\n".join(lines) + "\n").encode())
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some values changed. An unknown name is a KeyError."""
@@ -240,6 +236,8 @@ def to_text(option: Option, value: Any) -> str:
     text = str(value)
     if any(character in text for character in "\r\n\0"):
         raise UserError(f"{option.flag} {text!r}: the value may not contain line breaks")
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{option.flag} {text!r}: the value is not text in UTF-8; rename the file or folder")
     needs_quotes = not text or text != text.strip() or text.lower() == "none" or text[0] in "'\""
     return f'"{text}"' if needs_quotes else text
 
