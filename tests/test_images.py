@@ -1,4 +1,9 @@
 """utils.images: every kind of picture becomes upright uint8 RGB, every unusable file one clear error."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +38,7 @@ def test_damaged_exif_costs_a_warning_not_the_picture(tmp_path, picture, monkeyp
         raise SyntaxError("not a TIFF file")
 
     write_image(tmp_path / "photo.png", picture)
-    monkeypatch.setattr("utils.images.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
     np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), picture)
     assert "photo.png: unreadable EXIF" in capsys.readouterr().err
 
@@ -108,9 +113,67 @@ def test_unusable_files_are_one_clear_line(tmp_path, picture, name, words):
 
 def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
+    monkeypatch.setattr("utils.images.MAX_PIXELS", 300 * 300 - 1)
     with pytest.raises(UserError, match="too large"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_a_jpeg_that_draws_the_picture_again_and_again_is_refused(tmp_path, picture):
+    """A few kilobytes of empty scans would keep the decoder busy for hours at full size."""
+    Image.fromarray(picture).resize((640, 480)).save(tmp_path / "good.jpg", progressive=True)
+    data = (tmp_path / "good.jpg").read_bytes()
+    read_image(tmp_path / "good.jpg")
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "bomb.jpg").write_bytes(data[:last] + data[last:-2] * 200 + data[-2:])
+    with pytest.raises(UserError, match="more than 100 times"):
+        read_image(tmp_path / "bomb.jpg")
+    (tmp_path / "motion.jpg").write_bytes(data + b"\xff\xda" * 200)  # a phone's video behind the picture
+    np.testing.assert_array_equal(read_image(tmp_path / "motion.jpg"), read_image(tmp_path / "good.jpg"))
+
+
+def test_only_listed_decoders_are_tried(tmp_path, picture):
+    """EPS would start Ghostscript."""
+    Image.fromarray(picture).save(tmp_path / "a.eps")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.eps").read_bytes())
+    with pytest.raises(UserError, match="not a picture"):
+        read_image(tmp_path / "a.png")
+
+
+def test_other_things_than_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(UserError, match="no ordinary file"):
+            read_image(path)
+
+
+READ = """
+import resource, sys
+import numpy as np
+from utils.images import read_image
+from PIL import Image
+Image.init()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+picture = read_image(sys.argv[1])
+print(picture.shape[0] * picture.shape[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("megapixels", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["turned.jpg", "transparent.png"])
+def test_memory_is_bounded(tmp_path, kind, megapixels):
+    """At most 8 bytes a pixel and 40 MB: 840 MB for 100 megapixels, also turned or transparent."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.radial_gradient("L").resize((4000, 250 * megapixels)).convert("RGB")
+    if kind == "transparent.png":
+        picture.putalpha(100)
+    picture.save(tmp_path / kind, exif=exif, compress_level=1)
+    run = subprocess.run([sys.executable, "-c", READ, str(tmp_path / kind)], capture_output=True, text=True, check=True,
+                         cwd=Path(__file__).parent.parent)
+    pixels, kilobytes = map(int, run.stdout.split())
+    assert pixels == megapixels * 10 ** 6
+    assert kilobytes * 1024 <= 8 * pixels + 40 * 10 ** 6, kilobytes
 
 
 def test_mask_threshold_size_and_polarity(tmp_path):

@@ -2,26 +2,38 @@
 
 Reading is strict (a damaged file is a :class:`UserError`, never a half grey picture) and generous about
 formats: EXIF orientation is applied, grey, palette, 16-bit and CMYK pictures are converted, and transparency is
-composited on white. The largest picture accepted is Pillow's own guard against decompression bombs, twice
-``PIL.Image.MAX_IMAGE_PIXELS`` (179 megapixels unless changed).
+composited on white. Limits keep a small file from filling the memory or taking hours: at most `MAX_PIXELS`, read from
+the header before anything is decoded, and at most `MAX_SCANS` scans of a JPEG; a picture takes at most 8 bytes a pixel
+while it is read. Only the decoders of `FORMATS` are tried (others would start programs, as that of EPS does).
 """
 from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from .errors import UserError
+from .files import write_bytes
 from .logging import warning
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 MIN_SIDE = 16  # pixels; anything smaller is an icon or an accident, not a photo
 MASK_THRESHOLD = 128  # grey values from here on are hidden
 JPEG_QUALITY = 95
+MAX_PIXELS = 178_956_970  # 179 megapixels
+MAX_BYTES = 2 ** 31  # of a file
+MAX_SCANS = 100  # progressive files have about ten
+FORMATS = {"JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF"}
+STRIP_PIXELS = 2 ** 22  # converted at a time
+# EXIF orientation -> steps along rows and columns, after rows and columns have changed places from 5 on.
+UPRIGHT = 1
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG segment; the others occur within a scan
+ORIENTATIONS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 
 
 def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
@@ -45,7 +57,14 @@ def read_image(path: str | os.PathLike, min_side: int = MIN_SIDE) -> np.ndarray:
     Transparent parts are composited on white; 16-bit grey values are scaled by 255/65535.
     Raises UserError if the file is missing, empty, damaged, not a picture, too large, or has a side below ``min_side``.
     """
-    return _to_rgb(_open(Path(path), min_side), Path(path), background=(255, 255, 255))
+    return _read(Path(path), min_side, "RGB", background=(255, 255, 255))
+
+
+def _read(path: Path, min_side: int, mode: str, background: tuple[int, int, int]) -> np.ndarray:
+    image, orientation = _open(path, min_side)
+    pixels = _pixels(image, path, mode, background)
+    del image  # a large picture's memory is needed for turning it
+    return _upright(pixels, orientation)
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -57,8 +76,7 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> n
     hidden pixels written as 1): it would hide nothing.
     """
     path = Path(path)
-    rgb = _to_rgb(_open(path, min_side=1), path, background=(0, 0, 0))
-    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    grey = _read(path, 1, "L", background=(0, 0, 0))
     if 0 < grey.max() < MASK_THRESHOLD:
         raise UserError(f"{path}: the mask's largest value is {grey.max()}, so it hides nothing: "
                         "write hidden pixels as 255 and visible ones as 0")
@@ -90,42 +108,36 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file atomically: a temporary file beside it, then a rename. Raises UserError if that fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _open(path: Path, min_side: int) -> Image.Image:
-    """A fully decoded, upright Pillow image of at least ``min_side`` pixels a side; UserError otherwise."""
+def _open(path: Path, min_side: int) -> tuple[Image.Image, int]:
+    """A fully decoded Pillow image of at least ``min_side`` pixels a side, its orientation; UserError otherwise."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a picture file")
     try:
-        if path.stat().st_size == 0:
+        if not path.is_file() and path.exists():
+            raise UserError(f"{path} is no ordinary file: give a picture file")
+        size = path.stat().st_size
+        if size == 0:
             raise UserError(f"{path} is empty (0 bytes): replace or delete it")
-        # Pillow warns from half its limit on; up to the limit we read without a word.
+        if size > MAX_BYTES:
+            raise UserError(f"{path} is too large (the limit is {MAX_BYTES // 2 ** 20} MB): make it smaller first")
+        # Pillow has its own limit, and warns from half of it on; ours is checked before anything is decoded.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if min(image.size) < min_side:
-                    raise UserError(f"{path} is only {image.width}x{image.height} pixels: "
-                                    f"give a picture of at least {min_side}x{min_side}")
+            Image.init()
+            # A stream and no name, for Pillow maps named files into memory, and dies if they shrink meanwhile.
+            with open(path, "rb") as stream, Image.open(stream, formats=[*FORMATS & Image.OPEN.keys()]) as image:
+                _check_size(image, path, min_side)
+                if image.format in ("JPEG", "MPO"):
+                    stream.seek(0)
+                    _check_scans(path, stream.read())
                 image.load()
-                return _upright(image, path)
+                return image, _orientation(image, path)
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: check the name") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
-        raise UserError(f"{path} is too large (the limit is {limit} megapixels): make it smaller first") from error
+        raise UserError(_too_large(path)) from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{path} is not a picture that can be read: use JPEG or PNG") from error
     except Exception as error:  # decoders raise many kinds on damaged files, from OSError to struct.error
@@ -133,25 +145,72 @@ def _open(path: Path, min_side: int) -> Image.Image:
         raise UserError(f"{path} cannot be read ({reason}): replace or delete it") from error
 
 
-def _upright(image: Image.Image, path: Path) -> Image.Image:
-    """Apply the EXIF orientation; damaged EXIF data cost only the orientation, not the picture."""
+def _check_size(image: Image.Image, path: Path, min_side: int) -> None:
+    """UserError for a picture, not decoded yet, that is too small or too large."""
+    if min(image.size) < min_side:
+        raise UserError(f"{path} is only {image.width}x{image.height} pixels: "
+                        f"give a picture of at least {min_side}x{min_side}")
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(_too_large(path))
+
+
+def _too_large(path: Path) -> str:
+    return f"{path} is too large (the limit is {MAX_PIXELS // 1_000_000} megapixels): make it smaller first"
+
+
+def _check_scans(path: Path, data: bytes) -> None:
+    """UserError for a JPEG file that would draw the picture so often that it takes hours."""
+    position, scans = 2, 0
+    while (marker := _MARKER.search(data, position)) and marker[0] != b"\xff\xd9":  # the end; what follows is not drawn
+        position = marker.end() + max(int.from_bytes(data[marker.end():marker.end() + 2], "big"), 2)
+        scans += marker[0] == b"\xff\xda"
+        if scans > MAX_SCANS:
+            raise UserError(f"{path} draws the picture more than {MAX_SCANS} times over, as no camera does: save it "
+                            "anew")
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """The EXIF orientation; damaged EXIF data cost only the orientation, not the picture."""
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception as error:  # EXIF parsing raises many kinds on damaged data
         warning(f"{path}: unreadable EXIF data, orientation not applied ({type(error).__name__})")
-        return image.copy()
+        return UPRIGHT
+    return orientation if orientation in ORIENTATIONS else UPRIGHT
 
 
-def _to_rgb(image: Image.Image, path: Path, background: tuple[int, int, int]) -> np.ndarray:
-    """uint8 (H, W, 3) from an image of any mode, transparency composited on ``background``."""
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels (H, W, ...) as the EXIF orientation says."""
+    if orientation == UPRIGHT:
+        return pixels
+    if orientation >= 5:  # rows and columns change places
+        pixels = np.swapaxes(pixels, 0, 1)
+    rows, columns = ORIENTATIONS[orientation]
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def _pixels(image: Image.Image, path: Path, mode: str, background: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (H, W, 3) for mode "RGB", (H, W) for "L", from an image of any mode, transparency on ``background``.
+
+    Strip by strip: besides the decoded picture and the result hardly any memory is needed.
+    """
     if image.mode == "F":
         raise UserError(f"{path} holds floating-point pixels: save it with 8 or 16 bits")
+    pixels = np.empty((image.height, image.width) + (3,) * (mode == "RGB"), np.uint8)
+    rows = max(STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top:top + rows] = np.asarray(_opaque(strip, background).convert(mode))
+    return pixels
+
+
+def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """An 8-bit RGB (or grey) image without transparency."""
     if image.mode.startswith("I"):  # 16-bit grey; older Pillow versions call it "I"
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, background + (255,))
         image = Image.alpha_composite(backdrop, image)
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
