@@ -16,7 +16,7 @@ ZBUFFER := $(wildcard zbuffer/*.py zbuffer/*.toml zbuffer/csrc/*)
 .DELETE_ON_ERROR:
 
 demo: setup
-	$(RUN) main.py --config args.txt --eval
+	$(RUN) main.py --config args.txt --eval --overwrite
 	$(RUN) test_my.py --config args.txt
 	@echo
 	@echo "The table above is in results/eval, with pictures and curves; the completed photo in output/."

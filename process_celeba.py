@@ -94,6 +94,7 @@ def celeba_tasks(celeba: Path, output: Path, suffix: str) -> tuple[list[Task], l
 
     Raises UserError if the folder, its pictures or its landmark file are missing.
     """
+    from utils.files import inside
     from utils.images import list_images
 
     folder, annotation = find_celeba(celeba)
@@ -101,7 +102,7 @@ def celeba_tasks(celeba: Path, output: Path, suffix: str) -> tuple[list[Task], l
     tasks, failures = [], []
     for source in list_images(folder, recursive=True):
         if source.stem in landmarks:
-            tasks.append(Task(source, output / f"{source.stem}.{suffix}", landmarks[source.stem]))
+            tasks.append(Task(source, inside(output, f"{source.stem}.{suffix}"), landmarks[source.stem]))
         else:
             failures.append(f"{source} has no landmarks in {annotation}")
     if not tasks:
@@ -117,6 +118,7 @@ def folder_tasks(folder: Path, output: Path, suffix: str) -> tuple[list[Task], l
 
     Raises UserError if the folder is missing or empty, or if the crops would be written among the pictures.
     """
+    from utils.files import inside
     from utils.images import list_images
 
     sources = list_images(folder, recursive=True)
@@ -126,7 +128,8 @@ def folder_tasks(folder: Path, output: Path, suffix: str) -> tuple[list[Task], l
         raise UserError(f"--output is the folder of the pictures itself, {folder}: give another one")
     # The output may lie inside the folder; its crops are not pictures to align.
     sources = [source for source in sources if output.resolve() not in source.resolve().parents]
-    tasks = [Task(source, (output / source.relative_to(folder)).with_suffix(f".{suffix}"), None) for source in sources]
+    tasks = [Task(source, inside(output, str(source.relative_to(folder).with_suffix(f".{suffix}"))), None)
+             for source in sources]
     return without_collisions(tasks, [])
 
 
@@ -161,7 +164,8 @@ def find_celeba(celeba: Path) -> tuple[Path, Path]:
 def read_landmarks(path: Path) -> dict[str, tuple[float, ...]]:
     """Name without suffix -> 10 numbers x0 y0 ... x4 y4 from CelebA's list (or its comma-separated form).
 
-    The count and header lines before the first picture are passed over. Raises UserError naming a malformed line.
+    The count and header lines before the first picture are passed over. Raises UserError naming a malformed line, or
+    saying that it is no text.
     """
     landmarks: dict[str, tuple[float, ...]] = {}
     with open(path) as lines:

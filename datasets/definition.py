@@ -21,6 +21,7 @@ import numpy as np
 
 from datasets.default_3dmm.packing import MODEL_FILE, read_model
 from utils.errors import UserError
+from utils.files import atomic, write_bytes
 
 UV_HEIGHT = 192
 UV_WIDTH = 256
@@ -135,11 +136,14 @@ def write_original(definition: Definition, folder: str | Path) -> None:
     columns = slice(PADDING, PADDING + FILE_WIDTH)
     if (uv_triangle[:, :PADDING] >= 0).any() or (uv_triangle[:, PADDING + FILE_WIDTH:] >= 0).any():
         raise UserError("this model's UV map is wider than the 224 columns of the 3DMM_definition format")
-    folder.mkdir(parents=True, exist_ok=True)
     vertex_count = len(definition.mean)
 
     def put(name: str, array: np.ndarray, dtype: str) -> None:
-        np.ascontiguousarray(array, dtype=dtype).tofile(folder / name)
+        write_bytes(folder / name, np.ascontiguousarray(array, dtype=dtype).tobytes())
+
+    def put_parameters(name: str, array: np.ndarray) -> None:
+        with atomic(folder.parent / name) as stream:
+            np.lib.format.write_array(stream, array.astype(np.float32), allow_pickle=False)
 
     def with_mean(mean: np.ndarray, basis: np.ndarray) -> np.ndarray:
         return np.concatenate([mean.reshape(1, -1), basis.reshape(len(basis), -1)])
@@ -155,8 +159,8 @@ def write_original(definition: Definition, folder: str | Path) -> None:
     put("3DMM_exp_basis.dat", with_mean(np.zeros_like(definition.mean), definition.expression_basis), "<f4")
     if definition.equal_albedo_pairs is not None:
         put("3DMM_const_alb_mask.dat", definition.equal_albedo_pairs - [0, PADDING] + 1, "u1")
-    np.save(folder.parent / "shape_para_mean.npy", definition.coefficient_mean.astype(np.float32))
-    np.save(folder.parent / "shape_para_std.npy", definition.coefficient_std.astype(np.float32))
+    put_parameters("shape_para_mean.npy", definition.coefficient_mean)
+    put_parameters("shape_para_std.npy", definition.coefficient_std)
 
 
 def vertex_triangles(triangles: np.ndarray, vertex_count: int) -> np.ndarray:

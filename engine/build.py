@@ -1,8 +1,9 @@
 """From settings to datasets and networks: the only place that knows which option means which object."""
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -11,7 +12,7 @@ from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
 from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
-from utils import device as devices
+from utils import device as devices, files
 from utils.errors import UserError
 from utils.logging import warning
 
@@ -51,6 +52,18 @@ def run_folder(settings: Any) -> Path:
         raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it "
                         "with --overwrite, or choose another --save-dir")
     return folder
+
+
+@contextlib.contextmanager
+def results_folder(settings: Any, folder: Path) -> Iterator[None]:
+    """Keeps an evaluation's folder to this process; what an earlier one left there is replaced only with --overwrite.
+
+    Raises:
+        UserError: results lie there already, or another process is at work there.
+    """
+    files.refuse_overwriting(folder, ("summary.json",), settings.overwrite)
+    with files.held(folder, "another evaluation", "wait for it, or choose another --output"):
+        yield
 
 
 def log_folder(settings: Any, folder: Path) -> Path:

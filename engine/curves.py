@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Mapping, Sequence
 
+from engine.report import save_figure
 from utils.errors import UserError
 from utils.logging import note, run_script
 
@@ -57,8 +58,7 @@ def draw(runs: Mapping[str, Mapping[str, Curve]], path: str | Path) -> None:
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    save_figure(figure, path, 90)
     pyplot.close(figure)
 
 

@@ -20,6 +20,7 @@ from engine.metrics import psnr, ssim
 from engine.training import start_worker
 from models.blending import from_uint8, to_uint8
 from models.occlusion import FACE
+from utils import files
 from utils.errors import UserError
 from utils.images import write_image
 from utils.logging import note, progress, warning
@@ -159,7 +160,7 @@ class Evaluator:
         output = np.where(hole[..., None], output, truth)
         scored = self.options.source != "occlusion"
         if self.options.save_pictures:
-            write_image(self.options.folder / f"{name}.png", output)
+            write_image(files.inside(self.options.folder, f"{name}.png"), output)
         results = self.results
         results.names.append(name)
         results.ratios.append(mask_ratio(face if scored else face | hole, hole))
@@ -180,7 +181,7 @@ class Evaluator:
     def _landmarks(self, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
         """Writes the 68 fitted landmarks, in pixels of the evaluated picture; measures them where truth is known."""
         if self.options.save_landmarks:
-            with report.AtomicText(self.options.folder / f"{batch['name'][index]}.txt") as file:
+            with report.atomic_text(files.inside(self.options.folder, f"{batch['name'][index]}.txt")) as file:
                 file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
         if "landmarks" in batch:
             truth = batch["landmarks"][index] - self._inside().start
@@ -254,14 +255,21 @@ def evaluate(settings: Any) -> dict[str, Any]:
     """
     from engine import build
     source = choose_source(settings)
+    folder = Path(settings.output or Path(settings.result_path) / "eval")
+    with build.results_folder(settings, folder):
+        return _evaluate(settings, source, folder)
+
+
+def _evaluate(settings: Any, source: str, folder: Path) -> dict[str, Any]:
+    from engine import build
     device = build.choose_device(settings)
     masks = MaskFolder(settings.mask_dir) if source == "file" else None
     dataset = build.build_test_data(settings)
     completion = build.build_completion(settings, device)
     lpips, lpips_missing = open_lpips(device)
     options = EvaluationOptions(
-        folder=Path(settings.output or Path(settings.result_path) / "eval"), source=source, masks=masks,
-        resolution=settings.resolution[0], seed=settings.manual_seed, device=device, workers=settings.nthreads,
+        folder=folder, source=source, masks=masks, resolution=settings.resolution[0], seed=settings.manual_seed,
+        device=device, workers=settings.nthreads,
         save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
     results = Evaluator(dataset, completion, options, lpips).run()
     if not results.names:

@@ -328,6 +328,13 @@ def evaluate(settings: Any) -> dict[str, Any]:
         UserError: weights or data are missing (before any work), or some images could not be used (after all work).
     """
     from engine import build
+    folder = Path(settings.output or Path(settings.result_path) / "eval_encoder")
+    with build.results_folder(settings, folder):
+        return _evaluate(settings, folder)
+
+
+def _evaluate(settings: Any, folder: Path) -> dict[str, Any]:
+    from engine import build
     masks, regions = choose_masks(settings), build.face_folder(settings)
     dataset, unannotated = build_data(settings)
     device = build.choose_device(settings)
@@ -337,7 +344,6 @@ def evaluate(settings: Any) -> dict[str, Any]:
     results.skipped.update(getattr(getattr(dataset, "dataset", dataset), "unreadable", {}))
     if not results.rows:
         raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")
-    folder = Path(settings.output or Path(settings.result_path) / "eval_encoder")
     summary = {**summarise(results), "unannotated": unannotated, "settings": build.plain_settings(settings)}
     report.write_csv(folder / "landmarks.csv", results.rows, COLUMNS)
     report.write_json(folder / "summary.json", summary)

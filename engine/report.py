@@ -1,14 +1,14 @@
 """What people see of training and evaluation: progress, tables, curves, grids of pictures."""
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence, TextIO
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets.masks import RATIO_BINS, ratio_bin
+from utils.files import write_bytes
 from utils.images import write_image
 
 LINE_SECONDS = 10.0  # a log that is no terminal gets a line this often
@@ -125,7 +126,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     """Writes rows atomically; floats with six digits behind the point, None as an empty cell."""
     def text(value: Any) -> Any:
         return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
-    with AtomicText(path) as file:
+    with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([text(row[column]) for column in columns] for row in rows)
@@ -133,30 +134,24 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically, indented."""
-    with AtomicText(path) as file:
+    with atomic_text(path) as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
 
-class AtomicText:
-    """A text file that appears under its name only when it is complete."""
+@contextlib.contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when it is complete. Names that are no UTF-8 are written escaped."""
+    text = io.StringIO(newline="")
+    yield text
+    write_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
 
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".tmp")
-        self.file = os.fdopen(handle, "w", encoding="utf-8", newline="")
-        return self.file
-
-    def __exit__(self, kind, value, traceback):
-        self.file.close()
-        if kind is None:
-            os.chmod(self.temporary, 0o644)
-            os.replace(self.temporary, self.path)
-        else:
-            os.unlink(self.temporary)
+def save_figure(figure: Any, path: str | Path, dpi: int) -> None:
+    """Writes a figure of matplotlib as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
@@ -183,8 +178,7 @@ def draw_curves(path: Path, ratios: Sequence[float],
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
     pyplot.close(figure)
 
 

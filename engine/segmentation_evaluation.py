@@ -171,6 +171,13 @@ def evaluate(settings: Any) -> dict[str, Any]:
         UserError: weights or data are missing (before any work), or some images could not be used (after all work).
     """
     from engine import build
+    folder = Path(settings.output or Path(settings.result_path) / "eval_occlusion")
+    with build.results_folder(settings, folder):
+        return _evaluate(settings, folder)
+
+
+def _evaluate(settings: Any, folder: Path) -> dict[str, Any]:
+    from engine import build
     from models.weights import load_occlusion
     regions = build.face_folder(settings)
     dataset = build.build_test_data(settings)
@@ -181,7 +188,6 @@ def evaluate(settings: Any) -> dict[str, Any]:
     results.skipped.update(getattr(dataset, "unreadable", {}))
     if not results.rows:
         raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")
-    folder = Path(settings.output or Path(settings.result_path) / "eval_occlusion")
     summary = {**summarise(results), "settings": build.plain_settings(settings)}
     report.write_csv(folder / "occlusion.csv", results.rows, results.columns)
     report.write_json(folder / "summary.json", summary)

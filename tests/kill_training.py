@@ -1,11 +1,10 @@
-"""Kills a small training with SIGKILL again and again and compares what it ends with: ``python tests/kill_training.py``.
+"""Kills a small training with SIGKILL again and again and looks at what is left: ``python tests/kill_training.py``.
 
 A training of the occlusion stage with tiny networks runs once without a disturbance. Then the same training is started,
 killed and resumed as often as asked: at a random moment, or a random moment after it entered a phase chosen in turn (a
 training step, the evaluation, the writing of a checkpoint). After every kill last.pth must be whole, must not be older
-than the last one known to be written, and at most one checkpoint interval (and the step, evaluation and writing that were
-under way) is lost. At the end networks, moving averages, optimisers and scores must equal the undisturbed run's bit for
-bit, and no partial file may lie about.
+than the last one known to be written; how much training is lost is measured. At the end networks, moving averages,
+optimisers and scores must equal the undisturbed run's bit for bit, and no partial file may lie about.
 
 Children are forked from this process, which has everything imported, so a start costs little.
 """
@@ -32,6 +31,7 @@ from engine_samples import SmallFaces  # noqa: E402
 from test_training_loop import ALONE, all_tensors, make_stage  # noqa: E402
 from utils import checkpoints  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.logging import progress  # noqa: E402
 
 PHASES = ("start", "step", "evaluation", "checkpoint")
 SHARED = struct.Struct("iiid")  # phase, steps begun, step of the newest checkpoint that is surely written, seconds
@@ -69,8 +69,8 @@ FACES = [SmallFaces(24)[index] for index in range(24)]  # made once: children in
 
 def trainer_for(folder: Path, steps: int, interval: float, workers: int) -> training.Trainer:
     """The training that is tormented; `interval` in seconds between checkpoints."""
-    options = training.TrainingOptions(folder, batch_size=1, max_steps=steps, workers=workers, ema=0.9, seed=3, bar=False,
-                                       checkpoint_minutes=interval / 60, learning_rate=1e-3)
+    options = training.TrainingOptions(folder, batch_size=1, max_steps=steps, workers=workers, ema=0.9, seed=3,
+                                       bar=False, checkpoint_minutes=interval / 60, learning_rate=1e-3)
     return training.Trainer(make_stage("occlusion"), FACES, FACES[:2], options, ALONE)
 
 
@@ -183,14 +183,14 @@ def torment(kills: int, steps: int, interval: float, workers: int, seed: int, fo
     shared, findings = Shared(), Findings()
     run = folder / "killed"
     targets = [None, *PHASES[1:]]
-    while sum(findings.kills.values()) < kills:
+    for number in progress(range(kills), "kills", log_type="traditional" if kills > 10 else "none"):
         shared.reset()
         process = start(run, steps, interval, workers, shared)
         findings.starts += 1
-        target = targets[sum(findings.kills.values()) % len(targets)]
+        target = targets[number % len(targets)]
         delay = rng.uniform(0, 3 * interval if target is None else lasts[target])
         if not kill_in(process, shared, target, delay):
-            raise SystemExit(f"the training ended after {sum(findings.kills.values())} kills: raise --steps")
+            raise SystemExit(f"the training ended after {number} kills: raise --steps")
         check(run, shared, interval, findings)
     shared.reset()
     process = start(run, steps, interval, workers, shared)

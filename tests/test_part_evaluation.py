@@ -258,7 +258,7 @@ def test_photos_without_labels(monkeypatch, capsys, photos):
     found = {}
     for face_dir in (None, str(photos / "faces")):
         summary = run_occlusion(monkeypatch, Fixed(predicted), dataset_test="Faces", dataroot=str(photos / "crops"),
-                                face_dir=face_dir, output=str(photos / "out"))
+                                face_dir=face_dir, output=str(photos / "out"), overwrite=face_dir is not None)
         found[face_dir] = summary["share"]
         rows = list(csv.DictReader((photos / "out" / "occlusion.csv").open()))
         assert [float(row["share"]) for row in rows] == pytest.approx([summary["share"]] * 2, abs=1e-6)

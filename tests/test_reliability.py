@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen:
     """A fresh interpreter that runs code with the project and its tests importable."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -165,7 +166,7 @@ def test_a_really_full_disk(tmp_path):
 # ---- numbers that are none -----------------------------------------------------------------------------------------
 
 def poison(trainer, steps, what: str) -> None:
-    """Makes the loss, or only its gradient, not finite in some steps; the forward pass has poisoned the buffers then."""
+    """Makes the loss, only its gradient, or the batch (and with it running means) not finite in some steps."""
     losses = trainer.stage.losses
 
     def broken(batch, rng, autocast, step):
@@ -286,6 +287,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path):
     (tmp_path / ".notes.tmp").write_bytes(b"of somebody else")
     with training.own_folder(tmp_path, ALONE):
         assert sorted(path.name for path in tmp_path.iterdir()) == [files.LOCK_FILE, ".notes.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".notes.tmp"]
 
 
 def test_train_refuses_a_folder_in_use_before_it_reads_data(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ OPTIONS = {
                "for --eval)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
-        Option("overwrite", "bool", False, "replace an existing run of the same folder"),
+        Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, completed photos"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
     "Own photos (test_my.py)": [

@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import tempfile
 import unicodedata
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator
+from typing import BinaryIO, Iterable, Iterator, TextIO
 
 from utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
 
 TEMPORARY_SUFFIX = ".tmp"  # of files that are being written; their names begin with a dot
 LONGEST_NAME = 120  # bytes of a safe name in UTF-8; file systems take 255, and suffixes are to come
@@ -134,31 +140,54 @@ def _sync_folder(folder: Path) -> None:
 def held(folder: str | os.PathLike, what: str, advice: str) -> Iterator[None]:
     """Keeps a folder (made if missing) to this process, until the block ends or the process does, however it dies.
 
-    what, advice: of the UserError that another process gets, "FOLDER is in use by WHAT (process N): ADVICE". Threads
-    of one process do not exclude each other. Where the system cannot lock files nothing is held.
+    Folders made for it that are empty at the end are removed. what, advice: of the UserError that another process gets, "FOLDER is in
+    use by WHAT (process N): ADVICE". Threads of one process do not exclude each other. Where the system cannot lock
+    files nothing is held.
     """
     folder = Path(folder)
-    try:
-        import fcntl
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK_FILE, "a+")
-    except ImportError:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    if fcntl is None:
         yield
         return
+    try:
+        lock = _lock(folder)
+    except BlockingIOError as busy:
+        raise UserError(f"{folder} is in use by {what} (process {busy.strerror}): {advice}") from None
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from None
     with lock:
         try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / LOCK_FILE).unlink()
+                for path in made:
+                    path.rmdir()
+
+
+def _lock(folder: Path) -> TextIO:
+    """The locked and open lock file of a folder; BlockingIOError, with the holder's number as its text, if it is held."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK_FILE, "a+")
+        try:
             # Record locks, as lockf sets them, belong to this process alone: a data worker that outlives it has none.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            if os.stat(folder / LOCK_FILE).st_ino == os.fstat(lock.fileno()).st_ino:
+                lock.truncate(0)
+                lock.write(str(os.getpid()))
+                lock.flush()
+                return lock
+        except FileNotFoundError:
+            pass  # its last holder has just deleted it
+        except OSError as error:
             lock.seek(0)
-            process = lock.read(20).strip() or "unknown"
-            raise UserError(f"{folder} is in use by {what} (process {process}): {advice}") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield  # the file stays: deleting it could take away the lock of a process that has just opened it
+            holder = lock.read(20).strip() or "unknown"
+            lock.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, holder) from None
+            raise
+        lock.close()
 
 
 def safe_name(name: str) -> str:

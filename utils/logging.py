@@ -62,6 +62,9 @@ def run_script(function: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
     What a user can put right (UserError, a file that cannot be read or written) is one line and status 1, Ctrl-C is
     status 130. Anything else is a defect of the program and keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may be no text in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         return function(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.files import atomic
+
 from . import landmarks as landmark_rules
 from . import packing, uvmap
 from .albedo import BROWS, albedo_components, face_maps
@@ -167,7 +169,8 @@ def face_region(face: Face) -> np.ndarray:
 
 def save(path: Path, arrays: dict[str, np.ndarray], log=print) -> None:
     """Write a compressed archive and say how large it is."""
-    np.savez_compressed(path, **arrays)
+    with atomic(path) as stream:
+        np.savez_compressed(stream, **arrays)
     log(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
 
 
