@@ -9,6 +9,7 @@ An interrupted run continues where it stopped: crops that exist and can be read 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from utils.errors import UserError
+from utils.files import read_text
 from utils.logging import note, progress, run_script
 
 DEFAULT_CELEBA = "datasets/CelebA"
@@ -168,18 +170,17 @@ def read_landmarks(path: Path) -> dict[str, tuple[float, ...]]:
     saying that it is no text.
     """
     landmarks: dict[str, tuple[float, ...]] = {}
-    with open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            fields = line.replace(",", " ").split()
-            if not fields or number <= 2 and "." not in fields[0]:
-                continue
-            try:
-                values = tuple(float(field) for field in fields[1:])
-            except ValueError:
-                values = ()
-            if len(values) != 10:
-                raise UserError(f"{path}, line {number}: expected a name and 10 numbers, found {line.strip()[:60]!r}")
-            landmarks[Path(fields[0]).stem] = values
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        fields = line.replace(",", " ").split()
+        if not fields or number <= 2 and "." not in fields[0]:
+            continue
+        try:
+            values = tuple(float(field) for field in fields[1:])
+        except ValueError:
+            values = ()
+        if len(values) != 10 or not all(map(math.isfinite, values)):
+            raise UserError(f"{path}, line {number}: expected a name and 10 numbers, found {line.strip()[:60]!r}")
+        landmarks[Path(fields[0]).stem] = values
     if not landmarks:
         raise UserError(f"{path} names no pictures: put CelebA's landmark list there")
     return landmarks

@@ -25,6 +25,7 @@ CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
 FEATHER = 1.5  # crop pixels over which a pasted hole fades in, inside the hole
 
 _SUPERSAMPLED_SIZE = 1024  # the quad is first sampled at this size, then reduced
+_FARTHEST = 1e6  # photo pixels; no image is that wide, and arithmetic with far larger numbers would overflow
 _MIN_FACE = 4.0  # photo pixels; a smaller quad is the product of broken landmarks
 
 
@@ -189,6 +190,8 @@ def _oriented_square(landmarks: np.ndarray) -> np.ndarray:
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all():
         raise UserError(f"five face landmarks (x, y) are needed, not {points.shape} values or non-finite ones")
+    if np.abs(points).max() > _FARTHEST:
+        raise UserError("the face landmarks lie outside the image: check that they belong to this picture")
     eyes = (points[0] + points[1]) / 2 + 0.5
     mouth = (points[3] + points[4]) / 2 + 0.5
     eye_to_eye = points[1] - points[0]

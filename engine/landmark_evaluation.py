@@ -5,7 +5,6 @@ outer eye distance.
 """
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import FACE
 from utils.errors import UserError
+from utils.files import read_json
 from utils.images import read_mask
 from utils.logging import note, progress
 
@@ -103,12 +103,7 @@ def read_annotations(path: str | Path) -> dict[str, Tensor]:
     The file holds {name: {"landmarks68": [[x, y] * 68], ...}} or groups of such; names without it are left out.
     Raises UserError for a missing file, one that is not that, and a name with landmarks in two groups.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--annotations {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"--annotations {path}: no JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UserError(f"--annotations {path}: not of the form {{\"NAME\": {{\"landmarks68\": [[x, y], ...]}}}}")
     points: dict[str, Tensor] = {}

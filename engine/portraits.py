@@ -8,7 +8,6 @@ picture.
 """
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping
@@ -27,6 +26,7 @@ from models.morphable import MorphableModel
 from models.occlusion import BACKGROUND, FACE
 from models.renderer import project
 from utils.errors import UserError
+from utils.files import read_json
 from utils.logging import progress, warning
 
 BATCH = 16
@@ -153,11 +153,11 @@ def read_points(path: str | Path) -> dict[str, Tensor]:
     Five points are left eye, right eye, nose tip, left and right mouth corner as seen in the picture; 68 are iBUG's.
     Raises UserError for a file that is not that.
     """
+    content = read_json(path)
     try:
-        content = json.loads(Path(path).read_text())
         points = {str(name): torch.tensor(values, dtype=torch.float32) for name, values in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: no landmark file of the form {{\"name\": [[x, y], ...]}} ({error})") from None
+    except (ValueError, AttributeError, TypeError, RuntimeError, OverflowError):
+        raise UserError(f"{path}: no landmark file of the form {{\"name\": [[x, y], ...]}}: write one") from None
     for name, values in points.items():
         if values.shape not in ((5, 2), (68, 2)) or not values.isfinite().all():
             raise UserError(f"{path}: the landmarks of {name} have the shape {tuple(values.shape)}; give 5 or 68 "

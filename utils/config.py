@@ -271,6 +271,8 @@ def from_text(option: Option, text: str | None, where: str) -> Any:
 def _json_object(text: str, where: str) -> dict:
     try:
         value = json.loads(text.replace("\n", " "))
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply; write an object like {{\"gamma\": 0.98}}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: malformed JSON ({error.msg} at character {error.pos + 1}) in {text!r}; write an "
                         'object like {"gamma": 0.98}') from None
@@ -347,13 +349,9 @@ def read_ini(path: str | os.PathLike) -> dict[str, Any]:
     parser = configparser.ConfigParser(interpolation=None, allow_no_value=True, empty_lines_in_values=False)
     parser.optionxform = str
     try:
-        parser.read_string(Path(path).read_text(encoding="utf-8-sig"), source=str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give --config a file like args.txt") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a text file in UTF-8; give --config a file like args.txt") from None
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such file; give --config a file like args.txt")
+        parser.read_string(files.read_text(path), source=str(path))
     except configparser.DuplicateOptionError as error:
         raise UserError(f"{path}: line {error.lineno}: key {error.option} stands there twice") from None
     except configparser.Error as error:
@@ -398,6 +396,8 @@ def _standard_flag(name: str) -> str:
     if name in ("help", "config"):
         return "--" + name
     known = canonical(name)
+    if not name:
+        raise UserError("an option has no name (--help lists all)")
     if known is None:
         candidates = [flag_of(candidate) for candidate in [*known_names(), "config", "help"]]
         raise UserError(f"unknown option --{name}{nearest(flag_of(name), candidates)} (--help lists all)")
@@ -406,7 +406,7 @@ def _standard_flag(name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UserError(f"{message} (--help lists all options)")
+        raise UserError(f"{' '.join(message.split())} (--help lists all options)")
 
 
 def _parser(description: str, program: str | None) -> _Parser:

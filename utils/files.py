@@ -4,12 +4,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import tempfile
 import unicodedata
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator, TextIO
+from typing import Any, BinaryIO, Iterable, Iterator, TextIO
 
 from utils.errors import UserError
 
@@ -21,6 +22,7 @@ except ImportError:  # not a POSIX system
 TEMPORARY_SUFFIX = ".tmp"  # of files that are being written; their names begin with a dot
 LONGEST_NAME = 120  # bytes of a safe name in UTF-8; file systems take 255, and suffixes are to come
 LOCK_FILE = ".lock"
+LARGEST_TEXT = 100_000_000  # bytes
 _DIGEST = 8  # hexadecimal digits that tell changed names apart
 # Names of devices on Windows, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -105,6 +107,31 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         stream.write(data)
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file of at most 100 MB; UserError if there is none."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file: give a text file")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise UserError(f"{path} is larger than {LARGEST_TEXT // 10 ** 6} MB: give a text file of this program")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the name") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8: check that it is the right file") from None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file; UserError if it is none."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: check that it is the right file") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): check that it is the right file") from None
+
+
 def _temporary_prefix(path: Path) -> str:
     # A name as long as file systems allow leaves no room for more.
     return "." + path.name.encode()[:LONGEST_NAME].decode(errors="ignore") + "."
@@ -140,9 +167,9 @@ def _sync_folder(folder: Path) -> None:
 def held(folder: str | os.PathLike, what: str, advice: str) -> Iterator[None]:
     """Keeps a folder (made if missing) to this process, until the block ends or the process does, however it dies.
 
-    Folders made for it that are empty at the end are removed. what, advice: of the UserError that another process gets, "FOLDER is in
-    use by WHAT (process N): ADVICE". Threads of one process do not exclude each other. Where the system cannot lock
-    files nothing is held.
+    Folders made for it that are empty at the end are removed. what, advice: of the UserError that another process gets,
+    "FOLDER is in use by WHAT (process N): ADVICE". Threads of one process do not exclude each other. Where the system
+    cannot lock files nothing is held.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -166,7 +193,7 @@ def held(folder: str | os.PathLike, what: str, advice: str) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> TextIO:
-    """The locked and open lock file of a folder; BlockingIOError, with the holder's number as its text, if it is held."""
+    """The locked and open lock file of a folder; BlockingIOError with the holder's number as its text if it is held."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK_FILE, "a+")

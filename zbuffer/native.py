@@ -6,6 +6,8 @@ old library. They are looked for in the installed package ``zbuffer_native``, th
 
 Environment: ``CXX`` the C++ compiler; ``CUDA_HOME`` the CUDA toolkit; ``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for,
 as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never builds the CUDA unit, "1" insists on it in setup.py.
+``ZBUFFER_SANITIZE`` "1" builds the CPU unit with AddressSanitizer and UBSan, for a process with their runtimes loaded
+(see tests/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent / "csrc"
 UNITS = {"cpu": ("zbuffer_cpu.cpp", "triangle.h"), "cuda": ("zbuffer_cuda.cu", "kernels.cuh", "triangle.h")}
 CPU_OPTIONS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off"]
+SANITIZERS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow",
+              "-fno-sanitize-recover=all"]
 CUDA_OPTIONS = ["-O3", "-std=c++20", "-shared", "--fmad=false", "--cudart=shared", "-Xcompiler=-fPIC",
                 "-Xcompiler=-ffp-contract=off", "-Xlinker=-z,defs"]
 
@@ -76,7 +80,7 @@ def library_name(unit) -> str:
     digest = hashlib.sha256()
     for name in UNITS[unit]:
         digest.update((SOURCES / name).read_bytes())
-    facts = [*(CPU_OPTIONS if unit == "cpu" else CUDA_OPTIONS), sys.platform, platform.machine()]
+    facts = [*(_cpu_options() if unit == "cpu" else CUDA_OPTIONS), sys.platform, platform.machine()]
     if unit == "cuda":
         import torch
 
@@ -138,7 +142,11 @@ def _cpu_command():
     compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler was found ({named or 'c++, g++, clang++'})")
-    return [compiler, *CPU_OPTIONS], []
+    return [compiler, *_cpu_options()], []
+
+
+def _cpu_options():
+    return [*CPU_OPTIONS, *(SANITIZERS if os.environ.get("ZBUFFER_SANITIZE") == "1" else [])]
 
 
 def _cuda_command():
