@@ -241,8 +241,9 @@ def _read_parameters(path: Path) -> np.ndarray:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: it comes with 3DMM_definition.zip and belongs beside its folder") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no readable .npy file ({error})") from None
+    except Exception as error:  # numpy parses the header as Python's literals, which can fail in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is no readable .npy file ({reason}): unpack 3DMM_definition.zip again") from None
     if not isinstance(values, np.ndarray) or values.shape != (COEFFICIENTS,) or values.dtype.kind != "f":
         shape = getattr(values, "shape", "no array")
         raise UserError(f"{path} holds {shape}, expected {COEFFICIENTS} floating point numbers")

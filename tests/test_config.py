@@ -256,7 +256,7 @@ def test_file_that_is_no_settings_file_is_one_clear_line(tmp_path, content):
 
 
 def test_folder_in_place_of_a_file_is_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not a file"):
         read("--config", str(tmp_path))
 
 

@@ -148,22 +148,22 @@ def test_any_mesh_is_drawn_as_the_reference_draws_it(data):
 @needs_compiler
 def test_ten_million_triangles():
     """Small, large, empty and broken ones; twice the same result, and as many threads as one likes."""
-    rng = np.random.default_rng(0)
-    count = 10_000_000
-    vertices = torch.from_numpy(rng.uniform(-5, 260, (1, 3 * 10 ** 6, 3)).astype(np.float32))
-    vertices[0, ::1000] = float("nan")
-    vertices[0, 1::1000] = 3e38
-    start = rng.integers(0, 3 * 10 ** 6 - 3, count)
-    triangles = torch.from_numpy(np.stack([start, start + 1, start + 2], 1).astype(np.int32))
-    vertices[0, :, 0] = vertices[0, :, 0].sort().values  # neighbours are near each other: long and thin
+    rng, rows, columns = np.random.default_rng(0), 2000, 1500
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    vertices = np.stack([row * 270 / rows - 5, column * 270 / columns - 5, rng.random(len(row))], 1)
+    vertices[:, :2] += rng.normal(0, 0.1, (len(row), 2))
+    vertices[::1000], vertices[1::300_000] = np.nan, 3e38
+    vertices = torch.from_numpy(vertices.astype(np.float32))[None]
+    start = rng.integers(0, len(row) - columns - 1, 10_000_000)
+    triangles = torch.from_numpy(np.stack([start, start + 1, start + rng.choice([0, columns], len(start))], 1)).int()
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         results.append(zbuffer.rasterize(vertices, triangles, (256, 256), backend="cpu"))
     torch.set_num_threads(1)
     assert all(torch.equal(one, other) for one, other in zip(*results))
-    assert results[0].mask.all()
-    triangles[-1, 2] = 3 * 10 ** 6
+    assert results[0].mask.float().mean() > 0.8
+    triangles[-1, 2] = rows * columns
     with pytest.raises(ValueError, match="refer to vertex 3000000"):
         zbuffer.rasterize(vertices, triangles, (256, 256), backend="cpu")
 

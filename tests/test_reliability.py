@@ -263,6 +263,26 @@ def test_validation_does_not_disturb_training(tmp_path):
     assert torch.equal(states[0][1], states[1][1])
 
 
+def test_evaluation_does_not_depend_on_workers(tmp_path):
+    """The same scores and the same pictures, with and without processes that load."""
+    from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, small_definition
+
+    from engine.evaluation import EvaluationOptions, Evaluator
+    from models.completion import FaceCompletion
+    from models.morphable import MorphableModel
+
+    torch.manual_seed(0)
+    completion = FaceCompletion(SmallEncoder(), SmallInpainter(), MorphableModel(small_definition()), SmallOcclusion(),
+                                iterations=1).eval()
+    results = []
+    for workers in (0, 2):
+        options = EvaluationOptions(tmp_path / str(workers), workers=workers, log_type="none")
+        found = Evaluator(SmallFaces(3), completion, options, None).run()
+        pictures = {path.name: path.read_bytes() for path in (tmp_path / str(workers)).iterdir()}
+        results.append((found.names, found.ratios, found.scores, found.landmark_errors, pictures))
+    assert results[0] == results[1] and len(results[0][4]) == 3
+
+
 # ---- runs beside each other ----------------------------------------------------------------------------------------
 
 HOLD = """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +25,12 @@ print(int(raster.mask.sum()))
 """
 
 
-def start(code, cache, root=ROOT, **environment):
+def start(code, cache, root=ROOT, new_session=False, **environment):
     """A fresh interpreter that runs CODE from ROOT, sees no installed zbuffer, and compiles into CACHE."""
     environment = {**os.environ, "PYTHONPATH": str(root), "ZBUFFER_CACHE": str(cache), **environment}
     hide = "import sys; sys.modules['zbuffer_native'] = None\n" if root == ROOT else ""
     return subprocess.Popen([sys.executable, "-c", hide + code], cwd=root, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=new_session)
 
 
 @needs_compiler
@@ -38,6 +40,23 @@ def test_several_processes_compile_once_and_agree(tmp_path):
     assert [output for output, _ in outputs] == ["10\n"] * 2, outputs
     assert sum("compiling the cpu rasterizer" in errors for _, errors in outputs) == 1
     assert [path.name for path in tmp_path.glob("*.so")] == [native.library_name("cpu")]
+
+
+@needs_compiler
+def test_a_killed_build_does_not_stop_the_next(tmp_path):
+    """The lock ends with its holder, and what it left half built is not taken for a library."""
+    compiler = tmp_path / "slow-compiler"
+    compiler.write_text("#!/bin/sh\nfor word; do case $word in *.so) echo half > $word;; esac; done\n"
+                        f"touch {tmp_path}/begun\nexec sleep 60\n")
+    compiler.chmod(0o755)
+    process = start(DRAW, tmp_path / "cache", CXX=str(compiler), new_session=True)
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.communicate()[0] == ""
+    output, errors = start(DRAW, tmp_path / "cache").communicate()
+    assert output == "10\n", errors
+    assert [path.name for path in (tmp_path / "cache").glob("*.so")] == [native.library_name("cpu")]
 
 
 def test_without_a_compiler_the_reference_answers_after_one_warning(tmp_path):

@@ -71,6 +71,8 @@ def build(unit, folder) -> Path:
         run = subprocess.run([*compiler, str(source), "-o", str(output), *libraries], capture_output=True, text=True)
         if run.returncode != 0:
             raise BuildError(f"{compiler[0]} failed on {source.name}:\n{(run.stdout + run.stderr)[-4000:]}")
+        with open(output, "rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave an empty library under the final name
         os.replace(output, path)
     return path
 
