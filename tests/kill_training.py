@@ -58,7 +58,7 @@ class Shared:
         self.write(0, 0, -1, 0.0)
 
     def write(self, *values) -> None:
-        SHARED.pack_into(self.memory, 0, *values)
+        self.memory[:] = SHARED.pack(*values)  # in one go: `pack_into` would clear it first
 
     def read(self) -> tuple[int, int, int, float]:
         return SHARED.unpack_from(self.memory, 0)

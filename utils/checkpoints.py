@@ -134,10 +134,20 @@ def _unpickle(path: Path, stream: BinaryIO) -> Any:
                         "copy or download it again") from None
 
 
+def is_archive(path: str | os.PathLike) -> bool:
+    """Does the file begin as those that torch.save writes since version 1.6?"""
+    with open(path, "rb") as stream:
+        return _is_archive(stream)
+
+
+def _is_archive(stream: BinaryIO) -> bool:
+    stream.seek(0)
+    return stream.read(4) == b"PK\x03\x04"
+
+
 def _check_archive(path: Path, stream: BinaryIO) -> None:
     """UserError for an archive that would grow when it is read: compressed members, or members that share bytes."""
-    stream.seek(0)
-    if stream.read(4) != b"PK\x03\x04":
+    if not _is_archive(stream):
         return  # torch's format before 1.6, or no checkpoint
     size = stream.seek(0, os.SEEK_END)
     try:
@@ -221,9 +231,7 @@ def _refusal(path: Path, error: Exception) -> str:
         name = str(error).split("GLOBAL", 1)[-1].split()[0] if "GLOBAL" in str(error) else "an object"
         return (f"checkpoint {path} holds Python objects besides tensors ({name}), which could run code, and is not "
                 "loaded; save its state dicts alone")
-    if zipfile.is_zipfile(path):
-        return f"checkpoint {path} is damaged; copy or download it again"
-    return f"checkpoint {path} is truncated or no PyTorch checkpoint; copy or download it again"
+    return f"checkpoint {path} is damaged, truncated or no PyTorch checkpoint; copy or download it again"
 
 
 # ---- sums of a folder's files --------------------------------------------------------------------------------------
