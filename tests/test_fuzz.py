@@ -183,24 +183,32 @@ else:
 """
 
 
-@pytest.mark.slow
-@needs_compiler
-def test_sanitizers_find_nothing_in_the_rasterizer(tmp_path):
-    """1,500 meshes under AddressSanitizer and UBSan; a buffer that is too small, as a control, must be noticed."""
+def run_sanitized(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """Runs Python with AddressSanitizer and UBSan in everything that is compiled; skips where there are none."""
     runtimes = [subprocess.run(["g++", f"-print-file-name={name}.so"], capture_output=True, text=True).stdout.strip()
                 for name in ("libasan", "libubsan")]
     if not all(map(os.path.isabs, runtimes)):
         pytest.skip("no sanitizers")
-    environment = {**os.environ, "ZBUFFER_SANITIZE": "1", "ZBUFFER_CACHE": str(tmp_path), "CXX": "g++",
+    environment = {**os.environ, "ZBUFFER_SANITIZE": "1", "ZBUFFER_CACHE": str(folder), "CXX": "g++",
                    "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
 
-    def run(argument):
-        command = [sys.executable, "-c", SANITIZED, argument]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    whole = run("1500")
+@pytest.mark.slow
+@needs_compiler
+def test_sanitizers_find_nothing_in_the_rasterizer(tmp_path):
+    """1,500 meshes under AddressSanitizer and UBSan; a buffer that is too small, as a control, must be noticed."""
+    whole = run_sanitized(tmp_path, "-c", SANITIZED, "1500")
     assert whole.returncode == 0, whole.stderr[-5000:]
     assert int(whole.stdout.split()[0]) > 1000
-    control = run("control")
+    control = run_sanitized(tmp_path, "-c", SANITIZED, "control")
     assert control.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in control.stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sanitizers_find_nothing_in_the_kernels(tmp_path):
+    """The CUDA kernels' source, run on the CPU by the tests of its interleavings."""
+    run = run_sanitized(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_zbuffer_cuda.py")
+    assert run.returncode == 0 and "passed" in run.stdout, (run.stdout + run.stderr)[-5000:]

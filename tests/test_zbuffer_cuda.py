@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def compile_shim(folder, *options):
     path = folder / "shim.so"
     subprocess.run([COMPILER, "-O0", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", f"-I{native.SOURCES}",
-                    *options, str(SHIM), "-o", str(path)], check=True)
+                    *native.SANITIZERS, *options, str(SHIM), "-o", str(path)], check=True)
     return ctypes.CDLL(str(path))
 
 

@@ -27,10 +27,13 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent / "csrc"
 UNITS = {"cpu": ("zbuffer_cpu.cpp", "triangle.h"), "cuda": ("zbuffer_cuda.cu", "kernels.cuh", "triangle.h")}
 CPU_OPTIONS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off"]
-SANITIZERS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow",
-              "-fno-sanitize-recover=all"]
 CUDA_OPTIONS = ["-O3", "-std=c++20", "-shared", "--fmad=false", "--cudart=shared", "-Xcompiler=-fPIC",
                 "-Xcompiler=-ffp-contract=off", "-Xlinker=-z,defs"]
+SANITIZERS = []
+if os.environ.get("ZBUFFER_SANITIZE") == "1":
+    SANITIZERS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow",
+                  "-fno-sanitize-recover=all"]
+    CPU_OPTIONS += SANITIZERS
 
 
 class BuildError(RuntimeError):
@@ -82,7 +85,7 @@ def library_name(unit) -> str:
     digest = hashlib.sha256()
     for name in UNITS[unit]:
         digest.update((SOURCES / name).read_bytes())
-    facts = [*(_cpu_options() if unit == "cpu" else CUDA_OPTIONS), sys.platform, platform.machine()]
+    facts = [*(CPU_OPTIONS if unit == "cpu" else CUDA_OPTIONS), sys.platform, platform.machine()]
     if unit == "cuda":
         import torch
 
@@ -144,11 +147,7 @@ def _cpu_command():
     compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler was found ({named or 'c++, g++, clang++'})")
-    return [compiler, *_cpu_options()], []
-
-
-def _cpu_options():
-    return [*CPU_OPTIONS, *(SANITIZERS if os.environ.get("ZBUFFER_SANITIZE") == "1" else [])]
+    return [compiler, *CPU_OPTIONS], []
 
 
 def _cuda_command():
