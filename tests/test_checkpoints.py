@@ -5,6 +5,8 @@ import hashlib
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -316,3 +318,30 @@ def test_a_kill_between_file_and_sums_leaves_a_readable_pair(tmp_path, monkeypat
             checkpoints.save_weights(path, "encoder", {"weight": torch.ones(2, 2)}, {})
         checkpoints.load(path)
     assert len(checkpoints.read_sums(tmp_path)["x.pth"]) == 1
+
+
+EXPORT = """
+import sys, torch
+from utils import checkpoints
+from utils.errors import UserError
+done = 0
+while done < 20:
+    try:
+        checkpoints.save_weights(sys.argv[1], "encoder", {"weight": torch.full((2, 2), float(done))}, {})
+        done += 1
+    except UserError as error:
+        assert "in use by another export" in str(error), error
+"""
+
+
+@pytest.mark.slow
+def test_exports_at_once_do_not_spoil_the_sums(tmp_path):
+    """Two processes write two files of one folder again and again; one that meets the other is told so."""
+    (tmp_path / "SHA256SUMS").write_text("")
+    root = Path(checkpoints.__file__).resolve().parent.parent
+    processes = [subprocess.Popen([sys.executable, "-c", EXPORT, str(tmp_path / name)], cwd=root)
+                 for name in ("a.pth", "b.pth")]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    for name, accepted in checkpoints.read_sums(tmp_path).items():
+        assert accepted == [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "a.pth", "b.pth"]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import build, report
-from utils import files
+from utils import checkpoints, config, files, images
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,14 @@ def test_tables_with_names_that_are_no_text(tmp_path):
     assert run.stdout == b"caf\\udce9\n", run.stderr
     with pytest.raises(UserError, match="UTF-8"):
         settings(dataroot=name).write(tmp_path / "args.txt")
+
+
+@pytest.mark.parametrize("name", ["x" * 1000, "a\0b", "absent", "."])
+def test_names_that_no_file_can_have_are_one_line(tmp_path, name):
+    for read in (files.read_text, files.read_json, checkpoints.load, images.read_image, config.read_ini):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
 
 
 def test_results_are_replaced_only_when_asked(tmp_path):

@@ -94,7 +94,7 @@ def _check_seal(path: Path, stream: BinaryIO) -> bool:
 def load(path: str | os.PathLike) -> dict:
     """Reads a checkpoint (a dict) onto the CPU; UserError if it is missing, truncated, unsafe or no checkpoint."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"checkpoint {path} does not exist; check the path or download the file")
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file; give the checkpoint file itself")

@@ -17,7 +17,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Sequence
 
@@ -349,7 +348,7 @@ def read_ini(path: str | os.PathLike) -> dict[str, Any]:
     parser = configparser.ConfigParser(interpolation=None, allow_no_value=True, empty_lines_in_values=False)
     parser.optionxform = str
     try:
-        if not Path(path).exists():
+        if not os.path.exists(path):  # unlike Path.exists, also False for a name that no file can have
             raise UserError(f"{path}: no such file; give --config a file like args.txt")
         parser.read_string(files.read_text(path), source=str(path))
     except configparser.DuplicateOptionError as error:

@@ -111,15 +111,16 @@ def read_text(path: str | os.PathLike) -> str:
     """The text of a UTF-8 file of at most 100 MB; UserError if there is none."""
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not path.is_file():
             raise UserError(f"{path} is not a file: give a text file")
         if path.stat().st_size > LARGEST_TEXT:
             raise UserError(f"{path} is larger than {LARGEST_TEXT // 10 ** 6} MB: give a text file of this program")
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the name") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8: check that it is the right file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}): check the name") from None
 
 
 def read_json(path: str | os.PathLike) -> Any:

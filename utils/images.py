@@ -110,10 +110,10 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 def _open(path: Path, min_side: int) -> tuple[Image.Image, int]:
     """A fully decoded Pillow image of at least ``min_side`` pixels a side, its orientation; UserError otherwise."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder: give a picture file")
     try:
-        if not path.is_file() and path.exists():
+        if os.path.exists(path) and not path.is_file():
             raise UserError(f"{path} is no ordinary file: give a picture file")
         size = path.stat().st_size
         if size == 0:
