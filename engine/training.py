@@ -166,9 +166,11 @@ class Trainer:
             self.position += self.options.accumulate
             remaining -= self.options.accumulate
             self.step += 1
+            if remaining == 0:
+                self.epoch, self.position = self.epoch + 1, 0
             if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
                 self._validate_and_save()
-        if remaining == 0:
+        if remaining == 0 and self.position:  # resumed at an epoch's very end, from a file of version 1
             self.epoch, self.position = self.epoch + 1, 0
 
     def _train_step(self, batches: list[dict]) -> None:
@@ -451,7 +453,8 @@ class Trainer:
         if not self.world.is_main or self.options.log_folder is None:
             return None
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and a library user may not want it
-        return SummaryWriter(str(self.options.log_folder), purge_step=self.step or None)
+        with self._logging():
+            return SummaryWriter(str(self.options.log_folder), purge_step=self.step or None)
 
     def _log(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -35,13 +35,16 @@ from utils.logging import progress  # noqa: E402
 
 PHASES = ("start", "step", "evaluation", "checkpoint")
 SHARED = struct.Struct("iiid")  # phase, steps begun, step of the newest checkpoint that is surely written, seconds
+STEPS_PER_KILL = 10  # of the whole training: enough that it does not end before the last kill
+STEPS_PER_CHECKPOINT = 2.5
 PATIENCE = 60.0  # seconds that a child may take to reach a phase
 
 
 @dataclass
 class Findings:
-    """kills by phase; worst: seconds of training lost by one kill, beyond what was under way."""
+    """interval: seconds between checkpoints; kills by phase; worst: seconds of training lost by one kill."""
 
+    interval: float
     kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     lost_steps: int = 0
     worst: float = 0.0
@@ -140,7 +143,7 @@ def kill_in(process: int, shared: Shared, phase: str | None, delay: float) -> bo
     return True
 
 
-def check(folder: Path, shared: Shared, interval: float, findings: Findings) -> None:
+def check(folder: Path, shared: Shared, findings: Findings) -> None:
     """What must hold after every kill."""
     phase, step, saved, elapsed = shared.read()
     findings.kills[PHASES[phase]] += 1
@@ -174,13 +177,15 @@ def phase_seconds(trainer: training.Trainer) -> dict[str, float]:
     return {phase: total[phase] / count[phase] for phase in PHASES}
 
 
-def torment(kills: int, steps: int, interval: float, workers: int, seed: int, folder: Path) -> Findings:
+def torment(kills: int, workers: int, seed: int, folder: Path) -> Findings:
     """The whole experiment; AssertionError or SystemExit if a promise is broken."""
+    steps = STEPS_PER_KILL * kills
     rng = random.Random(seed)
     torch.set_num_threads(1)
     whole = trainer_for(folder / "whole", steps, 1e9, workers)
     lasts = phase_seconds(whole)
-    shared, findings = Shared(), Findings()
+    interval = STEPS_PER_CHECKPOINT * lasts["step"]
+    shared, findings = Shared(), Findings(interval)
     run = folder / "killed"
     targets = [None, *PHASES[1:]]
     for number in progress(range(kills), "kills", log_type="traditional" if kills > 10 else "none"):
@@ -188,10 +193,10 @@ def torment(kills: int, steps: int, interval: float, workers: int, seed: int, fo
         process = start(run, steps, interval, workers, shared)
         findings.starts += 1
         target = targets[number % len(targets)]
-        delay = rng.uniform(0, 3 * interval if target is None else lasts[target])
+        delay = rng.uniform(0, interval if target is None else lasts[target])
         if not kill_in(process, shared, target, delay):
-            raise SystemExit(f"the training ended after {number} kills: raise --steps")
-        check(run, shared, interval, findings)
+            raise SystemExit(f"the training ended after {number} kills")
+        check(run, shared, findings)
     shared.reset()
     process = start(run, steps, interval, workers, shared)
     findings.starts += 1
@@ -210,7 +215,8 @@ def compare(whole, run: Path) -> None:
     assert expected.keys() == found.keys()
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert not different, f"other than without kills: {different}"
-    assert (state["step"], state["epoch"], state["position"]) == (whole.step, whole.epoch, whole.position)
+    places = (state["step"], state["epoch"], state["position"]), (whole.step, whole.epoch, whole.position)
+    assert places[0] == places[1], f"the runs ended at different places (step, epoch, position): {places}"
     assert state["scores"] == whole.scores, (state["scores"], whole.scores)
     partial = [path.name for path in run.iterdir() if path.suffix == ".tmp"]
     assert not partial, f"partial files were left: {partial}"
@@ -220,23 +226,20 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=300, help="of the training; enough for all kills")
-    parser.add_argument("--interval", type=float, default=0.1, help="seconds between checkpoints")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            findings = torment(options.kills, options.steps, options.interval, options.workers, options.seed,
-                               Path(scratch))
+            findings = torment(options.kills, options.workers, options.seed, Path(scratch))
         except (AssertionError, UserError) as error:
             print(f"broken: {error}", file=sys.stderr)
             return 1
     by_phase = ", ".join(f"{count} during {phase}" for phase, count in findings.kills.items())
     print(f"{sum(findings.kills.values())} kills survived ({by_phase}) in {time.monotonic() - begun:.0f} s; "
           f"{findings.lost_steps} steps done twice, at most {findings.worst:.2f} s of training lost by one kill with a "
-          f"checkpoint every {options.interval} s; final state equal bit for bit")
+          f"checkpoint every {findings.interval:.2f} s; final state equal bit for bit")
     return 0
 
 

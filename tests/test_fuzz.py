@@ -162,7 +162,7 @@ def test_ten_million_triangles():
         results.append(zbuffer.rasterize(vertices, triangles, (256, 256), backend="cpu"))
     torch.set_num_threads(1)
     assert all(torch.equal(one, other) for one, other in zip(*results))
-    assert results[0].mask.float().mean() > 0.8
+    assert results[0].mask.float().mean() > 0.5
     triangles[-1, 2] = rows * columns
     with pytest.raises(ValueError, match="refer to vertex 3000000"):
         zbuffer.rasterize(vertices, triangles, (256, 256), backend="cpu")

@@ -33,15 +33,14 @@ def run_python(code: str, *arguments: object) -> subprocess.Popen:
 # ---- kills and interrupts ------------------------------------------------------------------------------------------
 
 def test_killed_trainings_end_like_undisturbed_ones(tmp_path):
-    findings = kill_training.torment(kills=3, steps=16, interval=0.05, workers=0, seed=1, folder=tmp_path)
+    findings = kill_training.torment(kills=3, workers=0, seed=1, folder=tmp_path)
     assert sum(findings.kills.values()) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fifty_kills(tmp_path, workers):
-    kills, steps = (50, 300) if workers == 0 else (10, 120)
-    kill_training.torment(kills, steps, interval=0.1, workers=workers, seed=workers, folder=tmp_path)
+    kill_training.torment(50 if workers == 0 else 10, workers, seed=workers, folder=tmp_path)
 
 
 def test_a_kill_between_best_and_last_loses_neither(tmp_path):

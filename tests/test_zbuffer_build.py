@@ -42,6 +42,7 @@ def test_several_processes_compile_once_and_agree(tmp_path):
     assert [path.name for path in tmp_path.glob("*.so")] == [native.library_name("cpu")]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_killed_build_does_not_stop_the_next(tmp_path):
     """The lock ends with its holder, and what it left half built is not taken for a library."""
