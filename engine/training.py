@@ -33,6 +33,7 @@ from utils.logging import note
 VERSION = 1
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
+LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -86,6 +87,9 @@ class Trainer:
         self.best: float | None = None
         self.scores: dict[str, float] = {}
         self.interrupted = False
+        self._asked_to_stop = False  # this process alone; `interrupted` is what all processes have agreed on
+        self.look_every = LOOK_EVERY.get(world.device.type, 1)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
         self._held_out: list[dict] = []
         self._running: dict[str, float] = {}
 
@@ -101,6 +105,7 @@ class Trainer:
         with self._interruptible(), contextlib.closing(self.display):
             while not self._finished():
                 self._train_epoch()
+            self._look()
             if self.saved_step != self.step:
                 self._validate_and_save()
         if self.writer:
@@ -152,11 +157,14 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = self.rates[name] * factor
             optimiser.zero_grad(set_to_none=True)
-        values: dict[str, float] = {}
+        values: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
             for name, value in self._backward(self._to_device(batch), micro).items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
-        self._agree(values)
+        self._pending.append((self.step, values))
+        due = (self.step + 1) % self.look_every == 0 or (self._asked_to_stop and self.world.size == 1)
+        if due:
+            self._look()
         trained = {"main": self._parameters(self.stage.networks), "critic": self._parameters(self.stage.critics)}
         for name, optimiser in self.optimisers.items():
             if all(parameter.grad is None for parameter in trained[name]):
@@ -164,15 +172,14 @@ class Trainer:
             self.scaler.unscale_(optimiser)
             distributed.average_gradients(trained[name], self.world)
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
-            if not torch.isfinite(norm) and not self.scaler.is_enabled():
-                raise self._not_finite(f"the gradient of the {name} optimiser's networks", float(norm))
+            if due and not self.scaler.is_enabled() and not torch.isfinite(norm):
+                raise self._not_finite(f"the gradient of the {name} optimiser's networks", float(norm), self.step)
             self.scaler.step(optimiser)
         self.scaler.update()
         if self.average:
             self.average.update(self.stage.networks, self.step)
-        self._log(values)
 
-    def _backward(self, batch: dict, micro: int) -> dict[str, float]:
+    def _backward(self, batch: dict, micro: int) -> dict[str, Tensor]:
         """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
         rng = step_generator(self.options.seed, self.world.rank, self.step, micro)
         for critic in self.stage.critics.values():
@@ -184,26 +191,38 @@ class Trainer:
         critic_losses = self.stage.critic_losses(context, rng, self._autocast)
         if critic_losses:
             self._accumulate(critic_losses)
-        return {name: float(value.detach()) for name, value in {**losses, **critic_losses}.items()}
+        return {name: value.detach().float() for name, value in {**losses, **critic_losses}.items()}
 
     def _accumulate(self, losses: Mapping[str, Tensor]) -> None:
         weighted = sum(self.stage.weights.get(name, 1.0) * value for name, value in losses.items())
         self.scaler.scale(weighted / self.options.accumulate).backward()
 
-    def _agree(self, values: Mapping[str, float]) -> None:
-        """All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf."""
-        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+    def _look(self) -> None:
+        """Checks and shows the losses since the last look: the one place in a step where the host waits for the device.
+
+        All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf.
+        """
+        if not self._pending:
+            return
+        numbers = iter(torch.stack([value for _, values in self._pending for value in values.values()]).tolist())
+        steps = [(step, {name: next(numbers) for name in values}) for step, values in self._pending]
+        self._pending.clear()
+        bad = [(step, name, value) for step, values in steps for name, value in values.items()
+               if not abs(value) < float("inf")]
+        stop = self.interrupted or self._asked_to_stop
         clock, stop, failed = distributed.largest(
-            [time.monotonic() - self.clock_start, float(self.interrupted), float(bool(bad))], self.world)
+            [time.monotonic() - self.clock_start, float(stop), float(bool(bad))], self.world)
         self.elapsed, self.interrupted = clock, bool(stop)
         if failed:
-            name = bad[0] if bad else "in another process"
-            raise self._not_finite(f"the loss '{name}'", values.get(name, float("nan")))
+            step, name, value = bad[0] if bad else (self.step, "in another process", float("nan"))
+            raise self._not_finite(f"the loss '{name}'", value, step)
+        for step, values in steps:
+            self._log(step, values)
 
-    def _not_finite(self, what: str, value: float) -> UserError:
+    def _not_finite(self, what: str, value: float, step: int) -> UserError:
         last = self.options.folder / "last.pth"
         kept = f"; the last good state is {last}" if last.exists() else ""
-        return UserError(f"training stopped: {what} is {value} at step {self.step} (epoch {self.epoch}); lower "
+        return UserError(f"training stopped: {what} is {value} at step {step} (epoch {self.epoch}); lower "
                          f"--learning-rate or use --precision fp32{kept}")
 
     # ---- held-out data and checkpoints -------------------------------------------------------------------------
@@ -343,23 +362,23 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and a library user may not want it
         return SummaryWriter(str(self.options.log_folder), purge_step=self.step or None)
 
-    def _log(self, values: Mapping[str, float]) -> None:
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._running[name] = 0.95 * self._running.get(name, value) + 0.05 * value
         items = self.options.batch_size * self.options.accumulate * self.world.size
-        self.display.update(self._progress(), self.elapsed, self.step + 1, self.epoch, items, self._running)
-        if self.writer and self.step % SCALAR_EVERY == 0:
+        self.display.update(self._progress(), self.elapsed, step + 1, self.epoch, items, self._running)
+        if self.writer and step % SCALAR_EVERY == 0:
             for name, value in self._running.items():
-                self.writer.add_scalar(f"loss/{name}", value, self.step)
-            self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], self.step)
+                self.writer.add_scalar(f"loss/{name}", value, step)
+            self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], step)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) ends the run after the current step, saved; a second one kills it."""
         def stop(number, frame):
-            if self.interrupted:
+            if self._asked_to_stop:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self._asked_to_stop = True
         old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
