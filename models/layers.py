@@ -28,8 +28,12 @@ class _SpectralNorm:
 
     def _register_singular_vectors(self) -> None:
         matrix = self._matrix(self.weight)
-        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=SPECTRAL_EPSILON))
-        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=SPECTRAL_EPSILON))
+        for name, length in zip("uv", matrix.shape):
+            self.register_buffer(name, torch.empty(length))
+        if self.weight.is_meta:  # to be filled from a file
+            return
+        for vector in (self.u, self.v):
+            vector.copy_(F.normalize(torch.randn(len(vector)), dim=0, eps=SPECTRAL_EPSILON))
         # A random pair gives a meaningless sigma: start from an estimate that is already close.
         for _ in range(INITIAL_POWER_ITERATIONS):
             self._power_iteration(matrix)
