@@ -331,12 +331,15 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.inpainter import Inpainter
+    from models.layers import fold_for_inference
     from models.weights import load_inpainter, load_occlusion
     encoder, model, _ = _load_geometry(settings)
     inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else Inpainter(mirror=mirror_uv)
     occlusion = None
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
+    for frozen in filter(None, (encoder, occlusion)):
+        fold_for_inference(frozen.eval())
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
