@@ -81,11 +81,11 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
 def bare(completion, image, hole) -> None:
     """The networks alone, as often as the completion runs them."""
     window, uv, visible = image[..., 16:240, 16:240], image[..., :192, :], hole[..., :192, :]
-    for iteration in range(completion.iterations):
+    completion.occlusion(image)
+    for _ in range(completion.iterations):
         completion.encoder(window)
         completion.inpainter(uv, visible)
-        if iteration + 1 < completion.iterations:
-            completion.occlusion(image)
+        completion.occlusion(image)
 
 
 @torch.no_grad()
