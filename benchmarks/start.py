@@ -2,7 +2,7 @@
 
     python benchmarks/start.py [--repeats 3]
 
-Each repeat is a process of its own; the shortest times count: wall clock, and the processor's alone.
+Each repeat is a process of its own; the shortest times count: wall clock, and the processor alone.
 """
 from __future__ import annotations
 

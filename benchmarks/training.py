@@ -1,4 +1,4 @@
-"""What a step of the inpainter's training costs beside its bare parts, how many bytes of gradients it shares, and memory.
+"""What a step of the inpainter's training costs beside its bare parts, the bytes of gradients it shares, and memory.
 
     python benchmarks/training.py [--batch 2] [--repeats 2]
 

@@ -1,9 +1,9 @@
-"""Time the z-buffer at the size of the original morphable model: about 53,000 vertices and 105,000 triangles, 224 x 224.
+"""Time the z-buffer at the original morphable model's size: about 53,000 vertices and 105,000 triangles, 224 x 224.
 
     python benchmarks/zbuffer.py [--pytorch3d] [--cuda] [--repeats N]
 
-Prints one row per rasterizer, batch and thread count: the median and the shortest time of an image, wall clock, and of the
-shortest the processor time; then how the time grows with triangles and pixels. The shortest is what the program itself
+Prints one row per rasterizer, batch and thread count: the median and the shortest time of an image, wall clock, and
+the shortest processor time; then how the time grows with triangles and pixels. The shortest is what the program itself
 costs; the median also what else the machine does. ``--pytorch3d`` adds PyTorch3D's CPU rasterizer, which takes seconds.
 """
 
