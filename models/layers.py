@@ -146,7 +146,8 @@ def fold_for_inference(network: nn.Module) -> nn.Module:
     """Prepares a network in evaluation mode for inference alone, in place; the same outputs but for rounding.
 
     Spectrally normalised weights are divided by their singular values once, not in every forward; batch norms behind a
-    convolution become part of it. Returns the network, which can then neither be trained nor saved: its state is no longer what it was.
+    convolution become part of it. Returns the network, which can then neither be trained nor saved: its state is no
+    longer what it was.
     """
     for module in network.modules():
         if isinstance(module, _SpectralNorm) and not module.folded:
