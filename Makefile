@@ -1,5 +1,6 @@
 # make demo    set up, evaluate the shipped weights on the built-in faces, complete an example photo
 # make test    set up, run the tests
+# make bench   set up; time the program's parts beside their targets (see docs/speed.md), some minutes
 # make setup   only set up: .venv with the pinned packages and the compiled z-buffer
 #
 # PYTHON=... chooses the interpreter (3.10, 3.11 or 3.12), VENV=... the environment, PYTEST_ARGS=... what pytest gets.
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 ZBUFFER := $(wildcard zbuffer/*.py zbuffer/*.toml zbuffer/csrc/*)
 
-.PHONY: demo test setup
+.PHONY: demo test bench setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -23,6 +24,9 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	$(RUN) benchmarks/run.py
 
 setup: $(VENV)/.zbuffer
 

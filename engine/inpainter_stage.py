@@ -129,8 +129,9 @@ class InpainterStage(Stage):
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
         face = labels == FACE
-        holes = [random_hole(rng, region[0]) for region in face.cpu().numpy()]
+        holes, on_face = zip(*(random_hole(rng, *image.shape[2:]) for _ in image))
         hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
+        hole = hole & (face | ~torch.tensor(on_face)[:, None, None, None].to(image.device))
         covered = torch.from_numpy(rng.random((len(image), 1, 1, 1)) < COVERED_OCCLUDERS).to(image.device)
         return image, face, hole | ((labels == OCCLUSION) & covered), albedo
 
@@ -194,8 +195,8 @@ class InpainterStage(Stage):
         return report.tile([list(row) for row in rows])
 
 
-def random_hole(rng: np.random.Generator, face: np.ndarray) -> np.ndarray:
-    """A training hole, bool (H, W): a rectangle on the face, or ellipses anywhere."""
+def random_hole(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, bool]:
+    """A training hole, bool (height, width), and whether to restrict it to the face: a rectangle, or ellipses anywhere."""
     if rng.random() < RECTANGLES:
-        return random_rectangle(rng, *face.shape) & face
-    return blobs(rng, *face.shape)
+        return random_rectangle(rng, height, width), True
+    return blobs(rng, height, width), False

@@ -38,6 +38,7 @@ SCALAR_EVERY = 20  # steps between TensorBoard scalars
 MOST_SKIPPED = 100  # bad steps in a row after which the networks, not the data, must be what is broken
 MOST_BAD_BATCHES = 20  # files; a run that skips for weeks must not fill the disk
 BATCH_FORMAT = "3dfacefill-batch"
+LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,11 +69,11 @@ class TrainingOptions:
 
 
 class _BadStep(Exception):
-    """A loss or gradient of one step is not finite. mine: did this process' own batch cause it, as far as is known?"""
+    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, as far as is known?"""
 
-    def __init__(self, what: str, value: float, mine: bool = True):
+    def __init__(self, what: str, value: float, step: int, mine: bool = True):
         super().__init__(f"{what} is {value}")
-        self.mine = mine
+        self.step, self.mine = step, mine
 
 
 class Trainer:
@@ -101,6 +102,10 @@ class Trainer:
         self.best: float | None = None
         self.scores: dict[str, float] = {}
         self.interrupted = False
+        self._asked_to_stop = False  # this process alone; `interrupted` is what all processes have agreed on
+        # A bad step can be skipped only before the next one is taken.
+        self.look_every = 1 if options.skip_bad_steps else LOOK_EVERY.get(world.device.type, 1)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
         self._held_out: list[dict] = []
         self._running: dict[str, float] = {}
 
@@ -116,6 +121,10 @@ class Trainer:
         with self._interruptible(), contextlib.closing(self.display):
             while not self._finished():
                 self._train_epoch()
+            try:
+                self._look()
+            except _BadStep as bad:
+                self._handle(bad, [], [])
             self._finish()
         if self.writer:
             with self._logging():
@@ -182,7 +191,7 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         buffers = self._copy_buffers() if self.options.skip_bad_steps else []
         try:
-            values, ready = self._gradients(batches)
+            ready = self._gradients(batches)
         except _BadStep as bad:
             self._handle(bad, batches, buffers)
             return
@@ -192,15 +201,17 @@ class Trainer:
         self.skipped_in_row = 0
         if self.average:
             self.average.update(self.stage.networks, self.step)
-        self._log(values)
 
-    def _gradients(self, batches: list[dict]) -> tuple[dict[str, float], list[str]]:
-        """(losses by name, names of the optimisers that have gradients), the same in all processes; or _BadStep."""
-        values: dict[str, float] = {}
+    def _gradients(self, batches: list[dict]) -> list[str]:
+        """The names of the optimisers that have gradients, the same in all processes; raises _BadStep."""
+        values: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
             for name, value in self._backward(self._to_device(batch), micro).items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
-        self._agree(values)
+        self._pending.append((self.step, values))
+        due = (self.step + 1) % self.look_every == 0 or (self._asked_to_stop and self.world.size == 1)
+        if due:
+            self._look()
         trained = {"main": self._parameters(self.stage.networks), "critic": self._parameters(self.stage.critics)}
         ready = [name for name in self.optimisers
                  if any(parameter.grad is not None for parameter in trained[name])]  # a discriminator awaits its turn
@@ -208,11 +219,11 @@ class Trainer:
             self.scaler.unscale_(self.optimisers[name])
             distributed.average_gradients(trained[name], self.world)
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
-            if not torch.isfinite(norm) and not self.scaler.is_enabled():
-                raise _BadStep(f"the gradient of the {name} optimiser's networks", float(norm))
-        return values, ready
+            if due and not self.scaler.is_enabled() and not torch.isfinite(norm):
+                raise _BadStep(f"the gradient of the {name} optimiser's networks", float(norm), self.step)
+        return ready
 
-    def _backward(self, batch: dict, micro: int) -> dict[str, float]:
+    def _backward(self, batch: dict, micro: int) -> dict[str, Tensor]:
         """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
         rng = step_generator(self.options.seed, self.world.rank, self.step, micro)
         for critic in self.stage.critics.values():
@@ -224,27 +235,39 @@ class Trainer:
         critic_losses = self.stage.critic_losses(context, rng, self._autocast)
         if critic_losses:
             self._accumulate(critic_losses)
-        return {name: float(value.detach()) for name, value in {**losses, **critic_losses}.items()}
+        return {name: value.detach().float() for name, value in {**losses, **critic_losses}.items()}
 
     def _accumulate(self, losses: Mapping[str, Tensor]) -> None:
         weighted = sum(self.stage.weights.get(name, 1.0) * value for name, value in losses.items())
         self.scaler.scale(weighted / self.options.accumulate).backward()
 
-    def _agree(self, values: Mapping[str, float]) -> None:
-        """All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf."""
-        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+    def _look(self) -> None:
+        """Checks and shows the losses since the last look: the one place in a step where the host waits for the device.
+
+        All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf.
+        """
+        if not self._pending:
+            return
+        numbers = iter(torch.stack([value for _, values in self._pending for value in values.values()]).tolist())
+        steps = [(step, {name: next(numbers) for name in values}) for step, values in self._pending]
+        self._pending.clear()
+        bad = [(step, name, value) for step, values in steps for name, value in values.items()
+               if not abs(value) < float("inf")]
+        stop = self.interrupted or self._asked_to_stop
         clock, stop, failed = distributed.largest(
-            [time.monotonic() - self.clock_start, float(self.interrupted), float(bool(bad))], self.world)
+            [time.monotonic() - self.clock_start, float(stop), float(bool(bad))], self.world)
         self.elapsed, self.interrupted = clock, bool(stop)
         if failed:
-            name = bad[0] if bad else "in another process"
-            raise _BadStep(f"the loss '{name}'", values.get(name, float("nan")), mine=bool(bad))
+            step, name, value = bad[0] if bad else (self.step, "in another process", float("nan"))
+            raise _BadStep(f"the loss '{name}'", value, step, mine=bool(bad) and step == self.step)
+        for step, values in steps:
+            self._log(step, values)
 
     # ---- steps that are not finite -----------------------------------------------------------------------------
 
     def _handle(self, bad: _BadStep, batches: list[dict], buffers: list[Tensor]) -> None:
         """Saves the batch and counts the step, whose traces are undone; UserError unless such steps are skipped."""
-        place = f"step {self.step} (epoch {self.epoch})"
+        place = f"step {bad.step} (epoch {self.epoch})"
         saved = self._save_batch(bad, batches) if bad.mine else ""
         if not self.options.skip_bad_steps:
             raise UserError(f"training stopped: {bad} at {place}{saved}; lower --learning-rate, use --precision fp32 "
@@ -456,24 +479,24 @@ class Trainer:
         with self._logging():
             return SummaryWriter(str(self.options.log_folder), purge_step=self.step or None)
 
-    def _log(self, values: Mapping[str, float]) -> None:
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._running[name] = 0.95 * self._running.get(name, value) + 0.05 * value
         items = self.options.batch_size * self.options.accumulate * self.world.size
-        self.display.update(self._progress(), self.elapsed, self.step + 1, self.epoch, items, self._running)
-        if self.writer and self.step % SCALAR_EVERY == 0:
+        self.display.update(self._progress(), self.elapsed, step + 1, self.epoch, items, self._running)
+        if self.writer and step % SCALAR_EVERY == 0:
             with self._logging():
                 for name, value in self._running.items():
-                    self.writer.add_scalar(f"loss/{name}", value, self.step)
-                self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], self.step)
+                    self.writer.add_scalar(f"loss/{name}", value, step)
+                self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], step)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) ends the run after the current step, saved; a second one kills it."""
         def stop(number, frame):
-            if self.interrupted:
+            if self._asked_to_stop:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self._asked_to_stop = True
         old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

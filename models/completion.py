@@ -145,13 +145,14 @@ class FaceCompletion(nn.Module):
         normals = self.renderer.uv_normals(vertices, code.pose)
         uv_shade = self.renderer.uv_shade(normals, code.light)
         seen_texels = self.renderer.uv_visibility(positions, normals, raster)
-        hidden_texels = self.renderer.unwrap(hole.to(image.dtype), positions) > 0
-        visible = seen_texels & ~hidden_texels
+        maps = [image, hole.to(image.dtype)] + ([] if face is None else [face.to(image.dtype)])
+        unwrapped = self.renderer.unwrap(torch.cat(maps, dim=1), positions)
+        visible = seen_texels & ~(unwrapped[:, 3:4] > 0)
         if face is not None:
-            on_face = visible & (self.renderer.unwrap(face.to(image.dtype), positions) >= MIN_TRUST)
+            on_face = visible & (unwrapped[:, 4:] >= MIN_TRUST)
             enough = on_face.sum((1, 2, 3), keepdim=True) >= FEW_TEXELS
             visible = torch.where(enough, on_face, visible)
-        albedo = torch.where(visible, self.albedo(image, positions, uv_shade), 0)
+        albedo = torch.where(visible, lighting.to_albedo((unwrapped[:, :3] + 1) / 2, uv_shade), 0)
         return Factors(code, vertices, positions, raster, normals, uv_shade, seen_texels, visible, albedo)
 
     def albedo(self, image: torch.Tensor, positions: torch.Tensor, uv_shade: torch.Tensor) -> torch.Tensor:
@@ -166,8 +167,7 @@ class FaceCompletion(nn.Module):
                     raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
         """Albedo (B, 3, 192, 256) in [-1, 1] under its shade -> image (B, 3, H, W) around [-1, 1], 0 outside its
         coverage (B, 1, H, W) bool. Differentiable."""
-        coverage = self.renderer.coverage(raster)
-        texture = self.renderer.render(lighting.to_texture(albedo.float(), uv_shade), raster)
+        texture, coverage = self.renderer.render_covered(lighting.to_texture(albedo.float(), uv_shade), raster)
         return torch.where(coverage, 2 * texture - 1, 0), coverage
 
     @torch.no_grad()

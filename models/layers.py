@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 SPECTRAL_EPSILON = 1e-12
 INITIAL_POWER_ITERATIONS = 15
@@ -23,11 +24,16 @@ class _SpectralNorm:
     """
 
     OUTPUT_AXIS = 0
+    folded = False  # see fold_for_inference
 
     def _register_singular_vectors(self) -> None:
         matrix = self._matrix(self.weight)
-        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=SPECTRAL_EPSILON))
-        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=SPECTRAL_EPSILON))
+        for name, length in zip("uv", matrix.shape):
+            self.register_buffer(name, torch.empty(length))
+        if self.weight.is_meta:  # to be filled from a file
+            return
+        for vector in (self.u, self.v):
+            vector.copy_(F.normalize(torch.randn(len(vector)), dim=0, eps=SPECTRAL_EPSILON))
         # A random pair gives a meaningless sigma: start from an estimate that is already close.
         for _ in range(INITIAL_POWER_ITERATIONS):
             self._power_iteration(matrix)
@@ -43,6 +49,8 @@ class _SpectralNorm:
 
     def normalised_weight(self) -> torch.Tensor:
         """weight / (u^T M v), differentiable in the weight; advances u and v by one iteration in training mode."""
+        if self.folded:
+            return self.weight
         # The estimate must not be rounded to half precision, or sigma would jitter from step to step.
         with torch.autocast(self.weight.device.type, enabled=False):
             matrix = self._matrix(self.weight)
@@ -131,3 +139,27 @@ class ResidualDouble(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
         return self.activation(residual + (x if self.shortcut is None else self.shortcut(x)))
+
+
+@torch.no_grad()
+def fold_for_inference(network: nn.Module) -> nn.Module:
+    """Prepares a network in evaluation mode for inference alone, in place; the same outputs but for rounding.
+
+    Spectrally normalised weights are divided by their singular values once, not in every forward; batch norms behind a
+    convolution become part of it. Returns the network, which can then neither be trained nor saved: its state is no
+    longer what it was.
+    """
+    for module in network.modules():
+        if isinstance(module, _SpectralNorm) and not module.folded:
+            module.weight.copy_(module.normalised_weight())
+            module.folded = True
+        elif isinstance(module, ResidualDouble):
+            pairs = [(module, "conv1", "norm1"), (module, "conv2", "norm2")]
+            if module.shortcut is not None:
+                pairs.append((module.shortcut, "0", "1"))
+            for parent, conv, norm in pairs:
+                if isinstance(parent.get_submodule(norm), nn.BatchNorm2d):
+                    fused = fuse_conv_bn_eval(parent.get_submodule(conv), parent.get_submodule(norm))
+                    setattr(parent, conv, fused)
+                    setattr(parent, norm, nn.Identity())
+    return network.requires_grad_(False)

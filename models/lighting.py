@@ -19,10 +19,9 @@ _BAND_2_MIXED = (math.pi / 4) * 3 * math.sqrt(5 / (12 * math.pi))
 _BAND_2_DIFFERENCE = (math.pi / 4) * (3 / 2) * math.sqrt(5 / (12 * math.pi))
 
 
-def sh_basis(normals: torch.Tensor) -> torch.Tensor:
-    """The nine second-order basis functions H_b of unit camera-space normals: (..., 3) -> (..., 9)."""
-    x, y, z = normals.unbind(-1)
-    return torch.stack([
+def sh_functions(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
+    """The nine second-order basis functions H_b of unit camera-space normals (x, y, z), each of their shape."""
+    return [
         torch.full_like(x, _BAND_0),
         _BAND_1 * z,
         _BAND_1 * y,
@@ -32,7 +31,12 @@ def sh_basis(normals: torch.Tensor) -> torch.Tensor:
         _BAND_2_MIXED * x * z,
         _BAND_2_MIXED * x * y,
         _BAND_2_DIFFERENCE * (x * x - y * y),
-    ], dim=-1)
+    ]
+
+
+def sh_basis(normals: torch.Tensor) -> torch.Tensor:
+    """The nine basis functions of unit normals: (..., 3) -> (..., 9)."""
+    return torch.stack(sh_functions(*normals.unbind(-1)), dim=-1)
 
 
 def shade(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
@@ -40,6 +44,14 @@ def shade(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
     basis = sh_basis(normals)
     coefficients = light.reshape(len(light), 3, *[1] * (normals.dim() - 2), 9)
     return torch.stack([(basis * coefficients[:, channel]).sum(-1) for channel in range(3)], dim=-1)
+
+
+def shade_maps(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
+    """:func:`shade` of maps (B, 3, ...) -> (B, 3, ...), in their precision also under autocast."""
+    with torch.autocast(normals.device.type, enabled=False):
+        basis = torch.stack(sh_functions(*normals.unbind(1)), dim=1)
+        colours = light.reshape(len(light), 3, 9).to(basis.dtype) @ basis.reshape(len(basis), 9, -1)
+    return colours.reshape(normals.shape)
 
 
 def to_albedo(texture: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from models.morphable import UV_HEIGHT, UV_WIDTH, MorphableModel
 WINDOW_SIZE = 224  # pixels; the pose's translation is relative to this window
 VISIBILITY_TOLERANCE = 1000.0  # micrometres of depth by which a texel facing the camera may disagree with the z-buffer
 STEEPEST = 0.25  # normal_z below which the tolerance, which grows with the surface's slope, grows no more
+SMALLEST_SQUARE = 1e-24  # squared length below which a vector has no direction
 NEGLIGIBLE_WEIGHT = 1e-3  # a pixel with less weight in a bilinear sample does not decide about its visibility
 
 
@@ -61,12 +62,21 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Ten
 
     triangles (T, 3), counter-clockwise seen from outside.
     """
-    corners = [vertices[:, triangles[:, k]] for k in range(3)]
+    corners = [vertices.index_select(1, triangles[:, k]) for k in range(3)]
     weighted = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0], dim=-1)  # length: twice the area
-    total = torch.zeros_like(vertices)
+    # Added up as one long list of numbers, which is several times as fast as adding rows to rows.
+    first = torch.arange(0, vertices.numel(), vertices[0].numel(), device=vertices.device)[:, None, None]
+    axis = torch.arange(3, device=vertices.device)
+    total = torch.zeros_like(vertices).flatten()
     for k in range(3):
-        total = total.index_add(1, triangles[:, k], weighted)
-    return nn.functional.normalize(total, dim=-1)
+        total = total.index_add(0, (first + 3 * triangles[:, k, None] + axis).flatten(), weighted.flatten())
+    return _unit(total.view_as(vertices))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (..., 3) of length 1; 0 stays 0."""
+    x, y, z = vectors.unbind(-1)
+    return vectors / (x * x + y * y + z * z).clamp(min=SMALLEST_SQUARE).sqrt()[..., None]
 
 
 def sample(maps: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -97,6 +107,8 @@ class Renderer(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
         buffer("uv_mask", mask)
+        buffer("triangles", morphable.triangles.int())  # what the z-buffer takes without a copy
+        buffer("corner_uv", morphable.vertex_uv[morphable.triangles].flatten(1))
         buffer("texels", inside)
         buffer("texel_corners", morphable.triangles[morphable.uv_triangle.flatten()[inside]])
         buffer("texel_weights", morphable.uv_barycentrics.flatten(0, 1)[inside])
@@ -118,24 +130,30 @@ class Renderer(nn.Module):
 
     def to_uv(self, attributes: torch.Tensor) -> torch.Tensor:
         """Interpolate vertex attributes (B, V, C) to the UV map (B, C, 192, 256), 0 outside the face."""
-        values = sum(attributes[:, self.texel_corners[:, k]] * self.texel_weights[:, k, None].to(attributes.dtype)
-                     for k in range(3))
+        return self._to_map(self._at_texels(attributes))
+
+    def _at_texels(self, attributes: torch.Tensor) -> torch.Tensor:
+        """Interpolate vertex attributes (B, V, C) to the N texels that lie on the face: (B, N, C)."""
+        weights = self.texel_weights.to(attributes.dtype)
+        return sum(attributes.index_select(1, self.texel_corners[:, k]) * weights[:, k, None] for k in range(3))
+
+    def _to_map(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (B, N, C) of the face's texels -> UV map (B, C, 192, 256), 0 (False) outside."""
         maps = values.new_zeros(len(values), values.shape[-1], UV_HEIGHT * UV_WIDTH)
         return maps.index_copy(2, self.texels, values.transpose(1, 2)).unflatten(-1, (UV_HEIGHT, UV_WIDTH))
 
     def rasterize(self, positions: torch.Tensor, size: tuple[int, int]) -> zbuffer.Rasterization:
         """What the pixels of an image of size (H, W) show of the mesh at positions (B, V, 3), without back faces."""
-        return zbuffer.rasterize(positions, self.morphable.triangles, size, cull=True)
+        return zbuffer.rasterize(positions, self.triangles, size, cull=True)
 
     def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Unit camera-space normals on the UV map, 0 outside: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256)."""
         normals = rotate(vertex_normals(vertices, self.morphable.triangles), pose)
-        return nn.functional.normalize(self.to_uv(normals), dim=1)
+        return self._to_map(_unit(self._at_texels(normals)))
 
     def uv_shade(self, normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
         """Shade, not clamped, of UV normals (B, 3, 192, 256) under light (B, 27); 1 outside the face."""
-        shade = lighting.shade(normals.permute(0, 2, 3, 1), light).permute(0, 3, 1, 2)
-        return torch.where(self.uv_mask, shade, 1.0)
+        return torch.where(self.uv_mask, lighting.shade_maps(normals, light), 1.0)
 
     def unwrap(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Image (B, C, H, W) through the mesh at positions (B, V, 3) -> UV map (B, C, 192, 256), 0 outside the face.
@@ -156,41 +174,47 @@ class Renderer(nn.Module):
         within VISIBILITY_TOLERANCE / normal_z. So neither self-occluded texels nor those on an outline, whose sample is mixed with
         what lies behind, are visible.
         """
-        height, width = raster.mask.shape[1:]
-        rows, columns, depth = self.to_uv(positions).unbind(1)
-        visible = self.uv_mask & (normals[:, 2] > 0)
-        visible = visible & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
-        tolerance = VISIBILITY_TOLERANCE / normals[:, 2].clamp(min=STEEPEST)
-        planes = self._planes(positions, raster)
-        batch = torch.arange(len(positions), device=positions.device)[:, None, None]
-        for pixel_row in (rows.floor(), rows.floor() + 1):
-            for pixel_column in (columns.floor(), columns.floor() + 1):
+        batch, height, width = raster.mask.shape
+        rows, columns, depth = self._at_texels(positions).unbind(-1)  # (B, N) each
+        steepness = normals[:, 2].flatten(1).index_select(1, self.texels)
+        visible = (steepness > 0) & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
+        tolerance = VISIBILITY_TOLERANCE / steepness.clamp(min=STEEPEST)
+        planes = self._planes(positions, raster).flatten(0, 2)
+        first = torch.arange(0, batch * height * width, height * width, device=positions.device)[:, None]
+        top, left = rows.floor(), columns.floor()
+        for pixel_row in (top, top + 1):
+            for pixel_column in (left, left + 1):
                 down, right = rows - pixel_row, columns - pixel_column
                 weight = (1 - down.abs()) * (1 - right.abs())
-                at_row, at_column = pixel_row.long().clamp(0, height - 1), pixel_column.long().clamp(0, width - 1)
-                pixel_depth, per_row, per_column = planes[batch, at_row, at_column].unbind(-1)
-                surface = pixel_depth + per_row * down + per_column * right
+                pixel = pixel_row.long().clamp(0, height - 1) * width + pixel_column.long().clamp(0, width - 1)
+                plane = planes.index_select(0, (first + pixel).flatten()).view(*pixel.shape, 3)
+                surface = plane[..., 0] + plane[..., 1] * down + plane[..., 2] * right
                 agrees = (surface - depth).abs() <= tolerance  # false where the pixel is empty
                 visible = visible & (agrees | (weight <= NEGLIGIBLE_WEIGHT))
-        return visible[:, None]
+        return self._to_map(visible[..., None])
 
     def _planes(self, positions: torch.Tensor, raster: zbuffer.Rasterization) -> torch.Tensor:
         """Depth, and its change per row and per column, of the triangle that each pixel shows: (B, H, W, 3)."""
-        corners = self.morphable.triangles[raster.triangle.clamp(min=0)]
-        batch = torch.arange(len(positions), device=positions.device)[:, None, None]
-        first, second, third = (positions[batch, corners[..., k]] for k in range(3))
+        first, second, third = (positions.index_select(1, self.triangles[:, k]) for k in range(3))
         normal = torch.linalg.cross(second - first, third - first, dim=-1)
-        gradient = -normal[..., :2] / normal[..., 2:]
-        return torch.cat([raster.depth[..., None], gradient], dim=-1)
+        gradient = -normal[..., :2] / normal[..., 2:]  # of every triangle: there are fewer of them than pixels
+        start = torch.arange(0, gradient.shape[:2].numel(), gradient.shape[1], device=positions.device)
+        shown = (start[:, None, None] + raster.triangle.clamp(min=0)).flatten()
+        seen = gradient.flatten(0, 1).index_select(0, shown).view(*raster.triangle.shape, 2)
+        return torch.cat([raster.depth[..., None], seen], dim=-1)
 
     def uv_coordinates(self, raster: zbuffer.Rasterization) -> torch.Tensor:
         """UV coordinate [row, column] of the point that each pixel shows: (B, H, W, 2), 0 where there is none."""
-        vertex_uv = self.morphable.vertex_uv.to(raster.barycentrics.dtype)
-        return zbuffer.interpolate(vertex_uv, self.morphable.triangles, raster)
+        corners = self.corner_uv.to(raster.barycentrics.dtype).index_select(0, raster.triangle.clamp(min=0).flatten())
+        return (corners.view(*raster.triangle.shape, 3, 2) * raster.barycentrics[..., None]).sum(-2)
 
     def coverage(self, raster: zbuffer.Rasterization) -> torch.Tensor:
         """Pixels that show a part of the mesh within a texel of what the UV map covers: (B, 1, H, W) bool."""
-        rows, columns = self.uv_coordinates(raster).detach().unbind(-1)
+        return self._coverage(raster, self.uv_coordinates(raster))
+
+    def _coverage(self, raster: zbuffer.Rasterization, coordinates: torch.Tensor) -> torch.Tensor:
+        """:meth:`coverage`, from the pixels' UV coordinates."""
+        rows, columns = coordinates.detach().unbind(-1)
         on_map = sample(self.uv_mask.to(rows.dtype).expand(len(rows), 1, -1, -1), rows, columns)[:, 0] > 0
         return (raster.mask & on_map & self.textured[raster.triangle.clamp(min=0)])[:, None]
 
@@ -200,6 +224,12 @@ class Renderer(nn.Module):
         Texels outside the face first take the value of the nearest texel on it, so that no zeros bleed in at the map's
         edge. Differentiable in the map, and in the positions through the raster's barycentrics.
         """
-        filled = uv_map.flatten(2)[..., self.nearest_texel].unflatten(-1, (UV_HEIGHT, UV_WIDTH))
-        rows, columns = self.uv_coordinates(raster).unbind(-1)
-        return sample(filled, rows, columns) * self.coverage(raster)
+        return self.render_covered(uv_map, raster)[0]
+
+    def render_covered(self, uv_map: torch.Tensor, raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`render` and :meth:`coverage` at once, for little more than one of them."""
+        coordinates = self.uv_coordinates(raster)
+        coverage = self._coverage(raster, coordinates)
+        filled = uv_map.flatten(2).index_select(2, self.nearest_texel).unflatten(-1, (UV_HEIGHT, UV_WIDTH))
+        rows, columns = coordinates.unbind(-1)
+        return sample(filled, rows, columns) * coverage, coverage

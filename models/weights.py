@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Callable, Mapping
 
+import torch
 from torch import nn
 
 from models import legacy
@@ -80,11 +81,11 @@ def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Mod
     content = checkpoints.load(path)
     if content.get("format") == checkpoints.WEIGHTS_FORMAT:
         state, metadata = checkpoints.weights_of(content, name, str(path))
-        return _fill(create(state), state, path), {**metadata, "source": "weights"}
+        return _fill(create, state, path), {**metadata, "source": "weights"}
     if content.get("format") == checkpoints.TRAINING_FORMAT:
         state = _training_state(content, name, path)
         metadata = {key: content[key] for key in ("metadata", "settings", "step", "epoch") if key in content}
-        return _fill(create(state), state, path), {**metadata, "source": "training"}
+        return _fill(create, state, path), {**metadata, "source": "training"}
     if legacy.is_published(content):
         networks = legacy.build_networks(content, str(path))
         if name not in networks:
@@ -107,6 +108,10 @@ def _training_state(content: Mapping, name: str, path: str | os.PathLike) -> dic
                     f"{_OPTIONS[name]}")
 
 
-def _fill(network: nn.Module, state: Mapping, path: str | os.PathLike) -> nn.Module:
-    checkpoints.load_state(network, state, str(path))
+def _fill(create: Callable[[Mapping], nn.Module], state: Mapping, path: str | os.PathLike) -> nn.Module:
+    """A network in evaluation mode that holds these very tensors; UserError with all keys that do not fit."""
+    with torch.device("meta"):  # initial weights would only be thrown away, and take longer to make than these to read
+        network = create(state)
+    checkpoints.check_state(str(path), state, {key: tuple(value.shape) for key, value in network.state_dict().items()})
+    network.load_state_dict(state, assign=True)
     return network.eval()

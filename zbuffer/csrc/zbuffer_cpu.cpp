@@ -1,10 +1,12 @@
 // The rasterizer on the CPU: a plain C interface (see zbuffer/backends.py), neither Python nor PyTorch needed to build.
 //
-// Work is split into slices of an item's triangles, each with a key image of its own; the pixels' keys are then the
-// maximum over the slices. A maximum does not depend on the order or the number of slices, so neither does the result.
+// Images of a batch are drawn by different threads. Where there are more threads than images, each image's triangles
+// are split into slices with a picture of their own, of which the nearest is taken. What is nearest does not depend on
+// the order or the number of slices, so neither does the result.
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -19,6 +21,72 @@ constexpr int64_t kSuccess = -1;
 constexpr int64_t kFailure = -2;
 constexpr int64_t kSmallestSlice = 4096;  // triangles; below this a further thread costs more than it saves
 constexpr int64_t kRowsPerTask = 16;
+constexpr int kLargestSide = 32000;       // pixels; the kernels' boxes are 16-bit numbers
+
+// What a pixel shows: the triangle, and bounds on its depth there as rounded to float32; equal bounds are that depth.
+struct Pixel {
+  float lower, upper;
+  int32_t index;  // -1: nothing
+};
+
+constexpr Pixel kEmpty = {-INFINITY, -INFINITY, -1};
+
+template <typename Scalar>
+struct Image {
+  const Scalar* vertices;    // of this item
+  const int32_t* triangles;
+  int height, width;
+  bool cull;
+  Pixel* pixels;
+};
+
+// ZBUFFER_SHUFFLE(a, b, i, ...): the lanes i, ... of the vectors a and b, counted through both.
+#if defined(__clang__) || __GNUC__ >= 12
+#define ZBUFFER_SHUFFLE __builtin_shufflevector
+#else
+#define ZBUFFER_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+
+// The kernel for every processor, and on x86 another one for those with AVX2, which is somewhat faster.
+namespace plain {
+#include "cpu_kernel.h"
+}
+#if defined(__x86_64__) && !defined(__AVX2__) && !defined(ZBUFFER_PLAIN)
+#define ZBUFFER_AVX2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+namespace avx2 {
+#include "cpu_kernel.h"
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+// What the kernels offer, see cpu_kernel.h.
+template <typename Scalar>
+struct Kernel {
+  decltype(&plain::vertex_boxes<Scalar>) vertex_boxes;
+  decltype(&plain::draw<Scalar>) draw;
+  decltype(&plain::merge_row<Scalar>) merge_row;
+  decltype(&plain::resolve_row<Scalar>) resolve_row;
+};
+
+template <typename Scalar>
+Kernel<Scalar> best_kernel() {
+#ifdef ZBUFFER_AVX2
+  if (__builtin_cpu_supports("avx2")) {
+    return {avx2::vertex_boxes<Scalar>, avx2::draw<Scalar>, avx2::merge_row<Scalar>, avx2::resolve_row<Scalar>};
+  }
+#endif
+  return {plain::vertex_boxes<Scalar>, plain::draw<Scalar>, plain::merge_row<Scalar>, plain::resolve_row<Scalar>};
+}
 
 template <typename Scalar>
 struct Job {
@@ -30,6 +98,11 @@ struct Job {
   int64_t* index;            // (items, height, width)
   Scalar* depth;             // (items, height, width)
   Scalar* barycentrics;      // (items, height, width, 3)
+
+  int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+  Image<Scalar> image(int64_t item, Pixel* pixels) const {
+    return {vertices + item * vertex_count * 3, triangles, height, width, cull, pixels};
+  }
 };
 
 // Runs TASK(0) ... TASK(COUNT - 1) on up to THREADS threads, the calling one included.
@@ -49,73 +122,133 @@ void run_tasks(int64_t count, int64_t threads, const Task& task) {
   for (auto& other : others) other.join();
 }
 
-template <typename Scalar>
-void draw_slice(const Job<Scalar>& job, int64_t item, int64_t first, int64_t last, uint64_t* keys) {
-  const Scalar* vertices = job.vertices + item * job.vertex_count * 3;
-  zbuffer::Triangle triangle;
-  double weights[3];
-  for (int64_t t = first; t < last; ++t) {
-    if (!zbuffer::set_up(vertices, job.triangles + 3 * t, job.height, job.width, job.cull, triangle)) continue;
-    for (int row = triangle.first_row; row <= triangle.last_row; ++row) {
-      uint64_t* key_row = keys + static_cast<int64_t>(row) * job.width;
-      for (int column = triangle.first_column; column <= triangle.last_column; ++column) {
-        if (!zbuffer::covers(triangle, row, column, weights)) continue;
-        const double depth = zbuffer::interpolated_depth(triangle, weights);
-        key_row[column] = std::max(key_row[column], zbuffer::pack(depth, static_cast<int32_t>(t)));
-      }
-    }
-  }
-}
-
-// KEYS are SLICES key images of ITEM, one after the other.
-template <typename Scalar>
-void resolve_rows(const Job<Scalar>& job, int64_t item, int first_row, int last_row, int64_t slices,
-                  const uint64_t* keys) {
-  const Scalar* vertices = job.vertices + item * job.vertex_count * 3;
-  const int64_t pixels = static_cast<int64_t>(job.height) * job.width;
-  for (int row = first_row; row < last_row; ++row) {
-    for (int column = 0; column < job.width; ++column) {
-      const int64_t pixel = static_cast<int64_t>(row) * job.width + column;
-      uint64_t key = keys[pixel];
-      for (int64_t slice = 1; slice < slices; ++slice) key = std::max(key, keys[slice * pixels + pixel]);
-      const int64_t out = item * pixels + pixel;
-      zbuffer::resolve(vertices, job.triangles, job.height, job.width, key, row, column, job.index + out,
-                       job.depth + out, job.barycentrics + 3 * out);
-    }
-  }
-}
-
 // Position in `triangles` of the first index that is no vertex, or kSuccess.
 template <typename Scalar>
 int64_t first_bad_index(const Job<Scalar>& job) {
-  for (int64_t i = 0; i < 3 * job.triangle_count; ++i) {
-    if (job.triangles[i] < 0 || job.triangles[i] >= job.vertex_count) return i;
-  }
-  return kSuccess;
+  const int64_t count = 3 * job.triangle_count;
+  const uint32_t vertices = static_cast<uint32_t>(job.vertex_count);
+  int any = 0;  // looked for without a branch first, eight at a time
+  for (int64_t i = 0; i < count; ++i) any |= static_cast<uint32_t>(job.triangles[i]) >= vertices;
+  if (!any) return kSuccess;
+  int64_t i = 0;
+  while (static_cast<uint32_t>(job.triangles[i]) < vertices) ++i;
+  return i;
 }
 
+// Memory of one thread, used for one image after the other.
 template <typename Scalar>
-int64_t rasterize(const Job<Scalar>& job, int64_t threads) {
-  const int64_t bad = first_bad_index(job);
-  const int64_t pixels = static_cast<int64_t>(job.height) * job.width;
-  if (bad != kSuccess || job.items == 0 || pixels == 0) return bad;
-  const int64_t useful = std::max<int64_t>(1, job.triangle_count / kSmallestSlice);
-  const int64_t slices = std::min(useful, (threads + job.items - 1) / job.items);
-  const std::unique_ptr<uint64_t[]> keys(new uint64_t[job.items * slices * pixels]);
+class Drawer {
+ public:
+  Drawer(const Job<Scalar>& job, const Kernel<Scalar>& kernel)
+      : job_(job), kernel_(kernel), huge_(std::max(job.height, job.width) > kLargestSide) {
+    if (!huge_) boxes_.reset(new uint64_t[job.vertex_count]);
+  }
+
+  // Draws the triangles FIRST to LAST - 1 of ITEM into PIXELS, which are emptied first.
+  void draw(int64_t item, int64_t first, int64_t last, Pixel* pixels) {
+    const Image<Scalar> image = job_.image(item, pixels);
+    std::fill(pixels, pixels + job_.pixels(), kEmpty);
+    if (huge_) return draw_huge(image, first, last);
+    const bool finite = kernel_.vertex_boxes(image.vertices, job_.vertex_count, job_.height, job_.width, boxes_.get());
+    if (!finite) find_unusable(image.vertices);
+    kernel_.draw(image, boxes_.get(), finite ? nullptr : unusable_.data(), first, last);
+  }
+
+ private:
+  void find_unusable(const Scalar* vertices) {
+    unusable_.resize(job_.vertex_count);
+    for (int64_t v = 0; v < job_.vertex_count; ++v) {
+      const Scalar* vertex = vertices + 3 * v;
+      unusable_[v] = !(zbuffer::finite(vertex[0]) && zbuffer::finite(vertex[1]) && zbuffer::finite(vertex[2]));
+    }
+  }
+
+  // Any size of image, by the defining arithmetic alone.
+  void draw_huge(const Image<Scalar>& image, int64_t first, int64_t last) {
+    zbuffer::Triangle triangle;
+    double weights[3];
+    for (int64_t t = first; t < last; ++t) {
+      if (!zbuffer::set_up(image.vertices, image.triangles + 3 * t, image.height, image.width, image.cull, triangle)) {
+        continue;
+      }
+      for (int row = triangle.first_row; row <= triangle.last_row; ++row) {
+        for (int column = triangle.first_column; column <= triangle.last_column; ++column) {
+          if (!zbuffer::covers(triangle, row, column, weights)) continue;
+          const float depth = static_cast<float>(zbuffer::interpolated_depth(triangle, weights));
+          Pixel& pixel = image.pixels[static_cast<int64_t>(row) * image.width + column];
+          if (depth > pixel.lower) pixel = {depth, depth, static_cast<int32_t>(t)};  // the lower index came first
+        }
+      }
+    }
+  }
+
+  const Job<Scalar>& job_;
+  const Kernel<Scalar>& kernel_;
+  const bool huge_;
+  std::unique_ptr<uint64_t[]> boxes_;
+  std::vector<uint8_t> unusable_;
+};
+
+template <typename Scalar>
+void resolve_rows(const Job<Scalar>& job, const Kernel<Scalar>& kernel, const Image<Scalar>& image, int64_t item,
+                  int first_row, int last_row) {
+  for (int row = first_row; row < last_row; ++row) {
+    const int64_t out = item * job.pixels() + static_cast<int64_t>(row) * job.width;
+    kernel.resolve_row(image, row, job.index + out, job.depth + out, job.barycentrics + 3 * out);
+  }
+}
+
+// Each thread draws and resolves whole images, whose pixels stay in its cache.
+template <typename Scalar>
+void rasterize_images(const Job<Scalar>& job, const Kernel<Scalar>& kernel, int64_t threads) {
+  const int64_t workers = std::min(threads, job.items);
+  std::atomic<int64_t> next(0);
+  run_tasks(workers, threads, [&](int64_t) {
+    Drawer<Scalar> drawer(job, kernel);
+    const std::unique_ptr<Pixel[]> pixels(new Pixel[job.pixels()]);
+    for (int64_t item = next++; item < job.items; item = next++) {
+      drawer.draw(item, 0, job.triangle_count, pixels.get());
+      resolve_rows(job, kernel, job.image(item, pixels.get()), item, 0, job.height);
+    }
+  });
+}
+
+// SLICES threads draw each image.
+template <typename Scalar>
+void rasterize_slices(const Job<Scalar>& job, const Kernel<Scalar>& kernel, int64_t threads, int64_t slices) {
+  const std::unique_ptr<Pixel[]> pixels(new Pixel[job.items * slices * job.pixels()]);
   run_tasks(job.items * slices, threads, [&](int64_t task) {
     const int64_t slice = task % slices;
-    uint64_t* image = keys.get() + task * pixels;
-    std::fill(image, image + pixels, 0);
-    draw_slice(job, task / slices, job.triangle_count * slice / slices, job.triangle_count * (slice + 1) / slices,
-               image);
+    Drawer<Scalar>(job, kernel).draw(task / slices, job.triangle_count * slice / slices,
+                                     job.triangle_count * (slice + 1) / slices, pixels.get() + task * job.pixels());
   });
   const int64_t strips = (job.height + kRowsPerTask - 1) / kRowsPerTask;
   run_tasks(job.items * strips, threads, [&](int64_t task) {
     const int64_t item = task / strips;
     const int first = static_cast<int>(task % strips * kRowsPerTask);
     const int last = static_cast<int>(std::min<int64_t>(first + kRowsPerTask, job.height));
-    resolve_rows(job, item, first, last, slices, keys.get() + item * slices * pixels);
+    const Image<Scalar> image = job.image(item, pixels.get() + item * slices * job.pixels());
+    for (int row = first; row < last; ++row) {
+      for (int64_t slice = 1; slice < slices; ++slice) {
+        kernel.merge_row(image, row, image.pixels + slice * job.pixels() + static_cast<int64_t>(row) * job.width);
+      }
+    }
+    resolve_rows(job, kernel, image, item, first, last);
   });
+}
+
+template <typename Scalar>
+int64_t rasterize(const Job<Scalar>& job, int64_t threads) {
+  const int64_t bad = first_bad_index(job);
+  if (bad != kSuccess || job.items == 0 || job.pixels() == 0) return bad;
+  const Kernel<Scalar> kernel = best_kernel<Scalar>();
+  const int64_t useful = std::max<int64_t>(1, job.triangle_count / kSmallestSlice);
+  const int64_t slices = std::min(useful, (threads + job.items - 1) / job.items);
+  if (slices == 1) {
+    rasterize_images(job, kernel, threads);
+  } else {
+    rasterize_slices(job, kernel, threads, slices);
+  }
   return kSuccess;
 }
 
