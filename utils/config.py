@@ -98,7 +98,7 @@ OPTIONS = {
                "--mask-dir), occlusion for own photos (file with --mask)", ("random", "file", "occlusion")),
         Option("mask_dir", "path", None, "folder with one NAME.png per evaluated crop, 255 = hidden"),
         Option("mask", "path", None, "test_my.py: picture of the hole in the photo's pixels, white = hidden (or a "
-               "folder with one such picture per photo)"),
+               "folder with one such picture per photo); with --mask-source occlusion, what the net finds is added"),
     ],
     "Networks": [
         Option("definition", "text", "auto", "morphable model: builtin, the folder of 3DMM_definition, or auto (what "
@@ -167,6 +167,19 @@ OPTIONS = {
     ],
     "Own photos (test_my.py)": [
         Option("image", "path", None, "photo or folder of photos (default: inputs/; without it, an example photo)"),
+        Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: five "
+               "points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
+               "left,top,right,bottom, or JSON or a JSON file with one or several of them, or with {NAME: ...}"),
+        Option("face", "int", None, "complete only this face, counted from the largest, which is 1", least=1),
+        Option("all_faces", "bool", False, "complete faces of every size"),
+        Option("min_face", "int", 48, "pixels across from which a face is completed; the largest always is", least=0),
+        Option("mask_is_visible", "bool", False, "the mask's white is what is visible, not what is hidden"),
+        Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or several "
+               "joined by commas"),
+        Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
+               "surroundings, or keep the photo's pixels", ("fill", "keep")),
+        Option("save_mesh", "bool", False, "write the fitted heads as head.obj and head.ply with their texture"),
+        Option("report", "bool", False, "write report.html, one page with all photos before and after"),
     ],
 }
 
