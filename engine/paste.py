@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from scipy import ndimage
 
 from datasets.alignment import CROP_SIZE, Alignment
 from models.blending import pull_push
 
 SURROUNDINGS = 24.0  # crop pixels around a hole that are looked at
+REACH = None  # crop pixels
 SMOOTHING = 1.0  # crop pixels over which the difference between photo and completion is averaged at the seam
 FEATHER = 1.5  # crop pixels over which the completion fades in where it meets hidden pixels that are kept
 FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one has twice that
 COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of its own
 MIN_SAMPLES = 150  # pixels from which the detail of an area can be told
+SAMPLES = 40_000  # pixels that are looked at to tell it
 TOO_SHARP = 1.5  # ratio from which a band whose edges are stronger than any around is damped
 EDGES = 98  # percentile of a band's absolute values that stands for its edges
 # Luminance and two colour differences, in which grain is nearly independent; rows are the three channels.
@@ -55,7 +56,11 @@ def paste(photo: np.ndarray, alignment: Alignment, crop: np.ndarray, hole: np.nd
     completed = alignment.resample(crop, region)
     inside = alignment.mask_in_photo(np.ones((CROP_SIZE, CROP_SIZE), bool), region)
     if seam.gradient:
-        completed = completed + _carried_in(around - completed, inside & ~hidden, scale)
+        carried = _carried_in(around - completed, inside & ~hidden, scale)
+        if REACH:
+            depth = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            carried *= np.exp(-depth / (REACH * scale))[:, :, None]
+        completed = completed + carried
     if seam.grain:
         skin = alignment.mask_in_photo(face, region)
         completed = _match_detail(np.where(hidden[:, :, None], completed, around), hole, hidden, skin, scale, seed)
@@ -101,23 +106,34 @@ def _match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, ski
     generator = np.random.default_rng(seed)
     picture = cv2.transform(picture.astype(np.float32), _TO_YCC)
     noise = generator.standard_normal(picture.shape, dtype=np.float32)
-    trusted = ~ndimage.binary_dilation(hidden, iterations=2)
-    areas = [(hole & area, trusted & area) for area in (skin, ~skin)]
-    areas = [(inside, around) for inside, around in areas
-             if inside.any() and np.count_nonzero(around) >= MIN_SAMPLES]
+    trusted = ~cv2.dilate(hidden.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    places = {name: _some(where) for name, where in (("hole", hole), ("around", trusted))}
+    areas = [(_some(hole & area), _some(trusted & area)) for area in (skin, ~skin)]
+    area_of = np.where(hole, np.where(skin, 1, 2), 0).astype(np.uint8)
     result = picture.copy()
     sigma, finer, finer_noise = FINEST, picture, noise
     while sigma <= max(COARSEST * scale, 2 * FINEST):
         coarser, coarser_noise = cv2.GaussianBlur(picture, (0, 0), sigma), cv2.GaussianBlur(noise, (0, 0), sigma)
         band, grain = finer - coarser, finer_noise - coarser_noise
         grain /= np.maximum(grain.std(axis=(0, 1)), 1e-6)
-        damping = _damping(band, hole, trusted)
-        result[hole] += (damping - 1) * band[hole]
-        for inside, around in areas:
-            missing = np.maximum(_strength(band[around]) ** 2 - _strength(damping * band[inside]) ** 2, 0)
-            result[inside] += np.sqrt(missing) * grain[inside]
+        damping = _damping(band, **places)
+        amplitudes = np.zeros((3, 3), np.float32)
+        for index, (inside, around) in enumerate(areas, start=1):
+            if len(inside[0]) and len(around[0]) >= MIN_SAMPLES:
+                missing = _strength(band[around]) ** 2 - (damping * _strength(band[inside])) ** 2
+                amplitudes[index] = np.sqrt(np.maximum(missing, 0))
+        result += amplitudes[area_of] * grain
+        if damping < 1:
+            result += ((damping - 1) * hole[:, :, None]) * band
         sigma, finer, finer_noise = 2 * sigma, coarser, coarser_noise
     return cv2.transform(result, _FROM_YCC)
+
+
+def _some(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the set pixels, evenly thinned to about SAMPLES: enough for a median."""
+    rows, columns = np.nonzero(where)
+    step = len(rows) // SAMPLES + 1
+    return rows[::step], columns[::step]
 
 
 def _strength(values: np.ndarray) -> np.ndarray:
@@ -125,9 +141,9 @@ def _strength(values: np.ndarray) -> np.ndarray:
     return (1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0)).astype(np.float32)
 
 
-def _damping(band: np.ndarray, hole: np.ndarray, around: np.ndarray) -> np.float32:
-    """Factor in [0, 1] for a band (h, w, 3) in the hole, from its edges in luminance."""
-    if np.count_nonzero(around) < MIN_SAMPLES:
+def _damping(band: np.ndarray, hole: tuple[np.ndarray, ...], around: tuple[np.ndarray, ...]) -> np.float32:
+    """Factor in [0, 1] for a band (h, w, 3) in the hole, from its edges in luminance; places as :func:`_some` gives."""
+    if len(around[0]) < MIN_SAMPLES:
         return np.float32(1)
     has, there = (np.percentile(np.abs(band[where][:, 0]), EDGES) for where in (hole, around))
     return np.float32(there / has if has > TOO_SHARP * there else 1)
