@@ -14,8 +14,8 @@ from datasets.alignment import CROP_SIZE, Alignment
 from models.blending import pull_push
 
 SURROUNDINGS = 24.0  # crop pixels around a hole that are looked at
-REACH = None  # crop pixels
 SMOOTHING = 1.0  # crop pixels over which the difference between photo and completion is averaged at the seam
+REACH = 12.0  # crop pixels into the hole over which that difference fades to 1 / e; the completion's own light counts there
 FEATHER = 1.5  # crop pixels over which the completion fades in where it meets hidden pixels that are kept
 FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one has twice that
 COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of its own
@@ -57,10 +57,8 @@ def paste(photo: np.ndarray, alignment: Alignment, crop: np.ndarray, hole: np.nd
     inside = alignment.mask_in_photo(np.ones((CROP_SIZE, CROP_SIZE), bool), region)
     if seam.gradient:
         carried = _carried_in(around - completed, inside & ~hidden, scale)
-        if REACH:
-            depth = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-            carried *= np.exp(-depth / (REACH * scale))[:, :, None]
-        completed = completed + carried
+        depth = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        completed = completed + carried * np.exp(-depth / (REACH * scale))[:, :, None]
     if seam.grain:
         skin = alignment.mask_in_photo(face, region)
         completed = _match_detail(np.where(hidden[:, :, None], completed, around), hole, hidden, skin, scale, seed)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Sequence
 
 import cv2
 import numpy as np
@@ -45,21 +46,22 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
 
     colour_profile: the photo's ICC profile, which complete_output.png keeps.
     """
-    for place, face in enumerate(result.faces, start=1):
-        _write_face(face, folder if place == 1 else folder / f"face{place}")
+    meshes = [mesh_overlay(face) for face in result.faces]
+    for place, (face, mesh) in enumerate(zip(result.faces, meshes), start=1):
+        _write_face(face, mesh, folder if place == 1 else folder / f"face{place}")
     write_image(folder / "mask_photo.png", result.mask)
-    write_image(folder / "overview.png", overview(result))
+    write_image(folder / "overview.png", overview(result, meshes))
     faces = [{"number": face.number, "box": np.round(face.found.box, 2).tolist(), "score": round(face.found.score, 4),
               "landmarks": np.round(face.found.landmarks, 2).tolist()} for face in result.faces]
     write_bytes(folder / "faces.json", (json.dumps({"faces": faces}, indent=1) + "\n").encode())
     write_image(folder / "complete_output.png", result.complete_output, colour_profile)
 
 
-def _write_face(face: CompletedFace, folder: Path) -> None:
+def _write_face(face: CompletedFace, mesh: np.ndarray, folder: Path) -> None:
     for name in FACE_PICTURES:
         write_image(folder / f"{name}.png", getattr(face, name))
     write_image(folder / "mask.png", face.hole)
-    write_image(folder / "mesh.png", mesh_overlay(face))
+    write_image(folder / "mesh.png", mesh)
 
 
 def write_landmarks(face: CompletedFace, path: Path) -> None:
@@ -67,12 +69,12 @@ def write_landmarks(face: CompletedFace, path: Path) -> None:
     write_bytes(path, "".join(f"{x:.3f} {y:.3f}\n" for x, y in face.landmarks).encode())
 
 
-def overview(result: CompletedPhoto) -> np.ndarray:
+def overview(result: CompletedPhoto, meshes: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Photo, and for each completed face a row of crop, found hole, mesh, albedo in and out, and output; then the result:
-    uint8 (H, W, 3)."""
+    uint8 (H, W, 3). meshes: the faces' :func:`mesh_overlay`, if they are drawn already."""
     rows = []
-    for face in result.faces:
-        row = [("face", face.original), ("hole", hole_overlay(face.original, face.hole)), ("mesh", mesh_overlay(face)),
+    for face, mesh in zip(result.faces, meshes or map(mesh_overlay, result.faces)):
+        row = [("face", face.original), ("hole", hole_overlay(face.original, face.hole)), ("mesh", mesh),
                ("albedo in", face.albedo_in), ("albedo out", face.albedo_out), ("completed", face.output)]
         rows.append(_side_by_side([(title, _to_height(picture, CROP_SIZE)) for title, picture in row]))
     height = max(len(rows), 1) * (CROP_SIZE + TITLE + GAP) - TITLE - GAP
