@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     outcomes = []
     log_type = settings.log_type if len(photos) > 1 else "none"
     work = complete_all(completer, photos, output, job, min(settings.nthreads, len(photos)) if folder else 1,
-                        resume=folder and not settings.overwrite)
+                        resume=folder and not settings.overwrite, keep_going=folder)
     for outcome in progress(work, "photos", len(photos), log_type):
         outcomes.append(outcome)
         if outcome.status == "done":

@@ -89,14 +89,15 @@ def write_result(result: CompletedPhoto, folder: Path, job: Job = Job(), colour_
 
 
 def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: Path, job: Job, workers: int = 1,
-                 resume: bool = False) -> Iterator[Outcome]:
+                 resume: bool = False, keep_going: bool = True) -> Iterator[Outcome]:
     """Complete photos, by the names of their folders inside `output`; yields outcomes as they come.
 
     workers: photos worked on at a time (threads: the networks are loaded once). resume: leave out what an earlier run
-    made from the same. Whatever goes wrong with one photo is its outcome and does not stop the others.
+    made from the same. Whatever goes wrong with one photo is its outcome and does not stop the others; only without
+    keep_going a defect of the program is an exception.
     """
     def one(item: tuple[str, Path]) -> Outcome:
-        return _attempt(completer, *item, output / item[0], job, resume)
+        return _attempt(completer, *item, output / item[0], job, resume, keep_going)
 
     if workers <= 1:
         yield from map(one, photos.items())
@@ -113,7 +114,8 @@ def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _attempt(completer: PhotoCompleter, name: str, path: Path, folder: Path, job: Job, resume: bool) -> Outcome:
+def _attempt(completer: PhotoCompleter, name: str, path: Path, folder: Path, job: Job, resume: bool,
+             keep_going: bool) -> Outcome:
     began = time.perf_counter()
     try:
         key = fingerprint(path, completer, job)
@@ -126,6 +128,8 @@ def _attempt(completer: PhotoCompleter, name: str, path: Path, folder: Path, job
         reason = str(error) if isinstance(error, UserError) else f"{path}: {error or 'not enough memory'}"
         return Outcome(name, str(path), str(folder), "failed", seconds=time.perf_counter() - began, error=reason)
     except Exception as error:  # a defect of the program, which must not cost the other photos
+        if not keep_going:
+            raise
         write_bytes(folder / FAILURE, traceback.format_exc().encode())
         reason = f"{path}: unexpected {type(error).__name__}, see {folder / FAILURE}"
         return Outcome(name, str(path), str(folder), "failed", seconds=time.perf_counter() - began, error=reason)

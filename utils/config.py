@@ -149,7 +149,8 @@ OPTIONS = {
     ],
     "Machine": [
         Option("ngpu", "int", 1, "GPUs to use; 0 = the CPU; several are used under torchrun", least=0),
-        Option("nthreads", "int", 2, "processes that load data (also spelled --num-workers)", least=0),
+        Option("nthreads", "int", 2, "processes that load data; of own photos, how many of a folder are worked on "
+               "at a time (also spelled --num-workers)", least=0),
         Option("precision", "text", "auto", "arithmetic of the networks in training; auto is bf16 where it is fast",
                ("auto", "fp32", "bf16", "fp16")),
         Option("manual_seed", "int", 0, "seed of everything random (also spelled --seed)", least=0),
@@ -162,7 +163,7 @@ OPTIONS = {
                "for --eval)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
-        Option("overwrite", "bool", False, "replace an existing run of the same folder"),
+        Option("overwrite", "bool", False, "replace an existing run of the same folder; complete own photos again"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
     "Own photos (test_my.py)": [
