@@ -117,7 +117,7 @@ class Alignment:
         A crop pixel is hidden as soon as hidden photo pixels change it by more than a grey level.
         """
         # Visible pixels are mid-grey, so that the negative lobes of the Lanczos filter show as well.
-        return self.crop(np.where(mask, 255, 127).astype(np.uint8)) != 127
+        return self.crop(np.where(mask, np.uint8(255), np.uint8(127))) != 127
 
     def to_photo(self, points: np.ndarray) -> np.ndarray:
         """Crop pixel coordinates (..., 2) -> photo pixel coordinates (..., 2)."""

@@ -18,7 +18,7 @@ from utils.images import read_mask
 REGIONS = ("eyes", "nose", "mouth", "left", "right", "upper", "lower")
 SPECK = 60  # crop pixels; smaller regions found by the net are dropped, smaller visible ones inside a region hidden
 GAP = 3  # crop pixels; a strip up to twice as wide between two found regions is hidden as well
-GROWTH = 2  # crop pixels by which a found region grows, so that no rim of the occluder remains
+GROWTH = 4  # crop pixels by which a found region grows, so that no rim of the occluder remains
 REGION_MARGIN = 0.12  # of the distance of the eyes, around eyes, nose and mouth
 ASPECT_TOLERANCE = 0.02  # relative difference of the sides' ratio up to which a mask is taken to show the whole photo
 

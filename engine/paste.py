@@ -55,12 +55,15 @@ def paste(photo: np.ndarray, alignment: Alignment, crop: np.ndarray, hole: np.nd
     scale = alignment.photo_scale
     completed = alignment.resample(crop, region)
     inside = alignment.mask_in_photo(np.ones((CROP_SIZE, CROP_SIZE), bool), region)
+    skin = alignment.mask_in_photo(face, region)
     if seam.gradient:
-        carried = _carried_in(around - completed, inside & ~hidden, scale)
+        # Hair beside a cheek says nothing about its colour: each is carried into its own kind.
+        difference, known = around - completed, inside & ~hidden
+        carried = np.where(skin[:, :, None], _carried_in(difference, known & skin, scale),
+                           _carried_in(difference, known & ~skin, scale))
         depth = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         completed = completed + carried * np.exp(-depth / (REACH * scale))[:, :, None]
     if seam.grain:
-        skin = alignment.mask_in_photo(face, region)
         completed = _match_detail(np.where(hidden[:, :, None], completed, around), hole, hidden, skin, scale, seed)
     alpha = _fade(hole, hidden, FEATHER * scale)[:, :, None]
     mixed = completed if alpha.min() == 1 else alpha * completed + (1 - alpha) * around

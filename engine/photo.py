@@ -174,11 +174,12 @@ class PhotoCompleter:
         faces = self._choose(photo, name, landmarks, remarks)
         faces = [(number, self._refined(photo, face, mask)) for number, face in faces]
         plans = [Alignment.from_landmarks(face.landmarks, *photo.shape[:2]) for _, face in faces]
-        hidden = self._hidden(photo, name, faces, plans, mask)
+        crops = [alignment.crop(photo) for alignment in plans]
+        hidden = self._hidden(photo, name, faces, plans, crops, mask)
         owners = _owners(hidden, plans)
         result, used, completed = photo.copy(), np.zeros_like(hidden), []
-        for place, ((number, face), alignment) in enumerate(zip(faces, plans)):
-            item = self._complete_face(photo, number, face, alignment, hidden, owners, place, result, used,
+        for place, ((number, face), alignment, crop) in enumerate(zip(faces, plans, crops)):
+            item = self._complete_face(crop, number, face, alignment, hidden, owners, place, result, used,
                                        only_hidden=mask is not None)
             if item is not None:
                 completed.append(item)
@@ -219,24 +220,24 @@ class PhotoCompleter:
         return DetectedFace(face.box, face.score, alignment.to_photo(five))
 
     def _hidden(self, photo: np.ndarray, name: str, faces: list[tuple[int, DetectedFace]], plans: list[Alignment],
-                mask: np.ndarray | None) -> np.ndarray:
+                crops: list[np.ndarray], mask: np.ndarray | None) -> np.ndarray:
         """All hidden pixels of the photo, bool (H, W): of the mask, and in each face's crop of its other sources."""
         hidden = np.zeros(photo.shape[:2], bool) if mask is None else mask.copy()
-        for (number, _), alignment in zip(faces, plans):
-            hole = self._crop_hole(photo, f"{name}#{number}" if number > 1 else name, alignment, mask)
+        for (number, _), alignment, crop in zip(faces, plans, crops):
+            hole = self._crop_hole(crop, f"{name}#{number}" if number > 1 else name, alignment, mask)
             region = alignment.photo_region(hole)
             if region is not None:
                 hidden[region] |= alignment.mask_in_photo(hole, region)
         return hidden
 
-    def _crop_hole(self, photo: np.ndarray, name: str, alignment: Alignment, mask: np.ndarray | None) -> np.ndarray:
+    def _crop_hole(self, crop: np.ndarray, name: str, alignment: Alignment, mask: np.ndarray | None) -> np.ndarray:
         """What the sources other than the mask hide of a crop: bool (256, 256)."""
         options = self.options
         hole = np.zeros((CROP_SIZE, CROP_SIZE), bool)
         predict = options.source == "occlusion" or options.source == "auto" and mask is None and not options.regions
         if not (predict or options.regions or options.source == "random"):
             return hole
-        image = self._image(alignment.crop(photo))
+        image = self._image(crop)
         if predict:
             hole |= holes.clean(self.completion.predict_hole(image)[0, 0].cpu().numpy())
         if options.source == "random":
@@ -259,14 +260,13 @@ class PhotoCompleter:
     def _image(self, crop: np.ndarray) -> torch.Tensor:
         return from_uint8(torch.from_numpy(crop).permute(2, 0, 1)[None].to(self.device))
 
-    def _complete_face(self, photo: np.ndarray, number: int, found: DetectedFace, alignment: Alignment,
+    def _complete_face(self, crop: np.ndarray, number: int, found: DetectedFace, alignment: Alignment,
                        hidden: np.ndarray, owners: np.ndarray | None, place: int, result: np.ndarray,
                        used: np.ndarray, only_hidden: bool) -> CompletedFace | None:
         """Complete one face; its hole in `result` is replaced and marked in `used`, both of the photo's size.
 
         only_hidden: None instead if nothing of it is hidden.
         """
-        crop = alignment.crop(photo)
         window = np.zeros(crop.shape[:2], bool)
         window[self.window, self.window] = True
         hole = alignment.crop_mask(hidden) & window
