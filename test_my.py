@@ -22,8 +22,6 @@ from utils.logging import note, progress, run_script
 INPUTS = Path("inputs")
 OUTPUT = "output"
 EXAMPLE = "astronaut"
-WEIGHTS = ("_3dmm_ckpt", "occ_ckpt", "linear_ckpt", "recon_ckpt")
-NETWORK_SETTINGS = ("definition", "model_type", "niters")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,12 +31,13 @@ def main(argv: Sequence[str]) -> int:
     source = choose_source(settings, example)
     photos = {} if example else find_photos(settings.image or INPUTS)
     from engine.given_faces import GivenFaces
+    from engine.photo import build_completer
     from engine.photo_folder import Job, complete_all, summary
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
     job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh, signature(settings))
-    completer = build_completer(settings, source)
+    completer = build_completer(settings, choose_options(settings, source))
     output = Path(settings.output or OUTPUT)
     if example:
         complete_example(completer, output / EXAMPLE, job)
@@ -104,25 +103,20 @@ def choose_source(settings: config.Settings, example: bool) -> str:
 
 def signature(settings: config.Settings) -> list:
     """What of the networks decides about a result: their settings, and size and time of their files."""
-    files = [Path(getattr(settings, name)) for name in WEIGHTS]
-    return [[getattr(settings, name) for name in NETWORK_SETTINGS],
-            [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
+    files = [Path(getattr(settings, name)) for name in config.network_files()]
+    return [[getattr(settings, option.name) for option in config.OPTIONS["Networks"]],
+            [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
 
 
-def build_completer(settings: config.Settings, source: str):
-    """`engine.photo.PhotoCompleter` with the networks that the settings name. Raises UserError if one is missing."""
-    from datasets.detection import Detector
-    from engine import build
+def choose_options(settings: config.Settings, source: str):
+    """The settings as `engine.photo.PhotoOptions`. Raises UserError for options that contradict each other."""
     from engine.holes import parse_regions
-    from engine.photo import PhotoCompleter, PhotoOptions
+    from engine.photo import PhotoOptions
 
     if settings.face is not None and settings.all_faces:
         raise UserError("--face and --all-faces contradict each other: leave one of them out")
-    options = PhotoOptions(source, parse_regions(settings.region), settings.face, settings.all_faces, settings.min_face,
-                           settings.background, settings.resolution[0], settings.manual_seed)
-    device = build.choose_device(settings)
-    completion = build.build_completion(settings, device)
-    return PhotoCompleter(completion, Detector(), device, options)
+    return PhotoOptions(source, parse_regions(settings.region), settings.face, settings.all_faces, settings.min_face,
+                        settings.background, settings.resolution[0], settings.manual_seed)
 
 
 def complete_example(completer, folder: Path, job) -> None:

@@ -133,17 +133,27 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
     settings: options of the command line that replace the file's, such as ngpu=0 or niters=1. Files of weights are
     looked for from the repository's folder. Raises UserError if one is missing or does not fit.
     """
-    from datasets.detection import Detector
-    from engine import build
+    from engine.build import SHIPPED_INPAINTER
     from utils import config
 
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
-    weights = ("_3dmm_ckpt", "occ_ckpt", "linear_ckpt")  # --recon-ckpt is compared with its default
-    chosen = chosen.replace(**{name: str(REPOSITORY / getattr(chosen, name)) for name in weights})
-    if chosen.model_type != "linear":
-        chosen = chosen.replace(recon_ckpt=str(REPOSITORY / chosen.recon_ckpt))
-    device = build.choose_device(chosen)
-    return PhotoCompleter(build.build_completion(chosen, device), Detector(), device, options)
+    weights = {name: getattr(chosen, name) for name in config.network_files()}
+    if chosen.recon_ckpt == SHIPPED_INPAINTER and chosen.model_type != "3dmm_pca":
+        del weights["recon_ckpt"]  # unused, and known to be so by its name
+    chosen = chosen.replace(**{name: str(REPOSITORY / path) for name, path in weights.items()})
+    return build_completer(chosen, options)
+
+
+def build_completer(settings: Any, options: PhotoOptions) -> PhotoCompleter:
+    """A completer with the networks that the settings name. Raises UserError if one is missing or does not fit."""
+    from datasets.detection import Detector
+    from engine import build
+
+    if settings.model_type == "2d":
+        raise UserError("--model-type 2d knows no head and is there to be compared with (main.py --eval): complete "
+                        "photos with another one")
+    device = build.choose_device(settings)
+    return PhotoCompleter(build.build_completion(settings, device), Detector(), device, options)
 
 
 class PhotoCompleter:

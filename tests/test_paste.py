@@ -136,3 +136,13 @@ def test_nothing_hidden_changes_nothing():
     nothing = np.zeros((50, 50), bool)
     paste(result, alignment, np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8), nothing, nothing, region, SKIN)
     np.testing.assert_array_equal(result, photo)
+
+
+def test_a_grey_photo_stays_grey():
+    photo = np.repeat(_wave_photo(300, 300, "grey")[:, :, :1], 3, axis=2)
+    photo = np.clip(photo + np.rint(6 * np.random.default_rng(0).standard_normal((300, 300, 1))), 0, 255).astype(np.uint8)
+    alignment = Alignment.from_landmarks(_turned(LANDMARKS, 5, 1.1, (150, 150)), 300, 300)
+    crop = alignment.crop(photo)
+    crop[_block()] = 120
+    pasted, hole = _pasted(photo, alignment, crop, _block())
+    assert np.ptp(pasted[hole].astype(int), axis=1).max() <= 1

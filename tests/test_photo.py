@@ -404,3 +404,18 @@ def test_results_do_not_depend_on_the_number_of_workers(tmp_path):
     for name in photos:
         first, second = (read_image(tmp_path / count / name / "complete_output.png") for count in "13")
         np.testing.assert_array_equal(first, second)
+
+
+def test_load_completer_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
+    from engine import build
+    from engine.photo import REPOSITORY, load_completer
+
+    asked = {}
+    monkeypatch.setattr(build, "build_completion", lambda settings, device: asked.update(vars(settings)))
+    monkeypatch.setattr("datasets.detection.Detector", FixedDetector)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_completer(options=PhotoOptions(seed=3), ngpu=0, niters=1)
+    assert loaded.options.seed == 3 and asked["niters"] == 1
+    assert asked["_3dmm_ckpt"] == str(REPOSITORY / "checkpoints/encoder.pth")
+    with pytest.raises(KeyError):
+        load_completer(no_such_option=1)

@@ -304,6 +304,7 @@ def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_
     (["--image", "free.png", "--mask", "black.png", "--mask-source", "random"], ["--mask", "--mask-source"]),
     (["--image", "free.png", "--mask-is-visible"], ["--mask FILE"]),
     (["--image", "free.png", "--region", "ear"], ["ear", "eyes, nose"]),
+    (["--image", "free.png", "--model-type", "2d"], ["--model-type 2d"]),
     (["--image", "free.png", "--face", "7"], ["--face 7", "1 face"]),
     (["--image", "free.png", "--face", "1", "--all-faces"], ["--all-faces"]),
     (["--image", "free.png", "--landmarks", "1,2,3"], ["--landmarks 1,2,3", "box"]),

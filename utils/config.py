@@ -214,6 +214,11 @@ ALIASES = {"test": "eval", "seed": "manual_seed", "num_workers": "nthreads", "3d
 BY_NAME = {option.name: option for options in OPTIONS.values() for option in options}
 
 
+def network_files() -> list[str]:
+    """Names of the options that say where the networks' weights are."""
+    return [option.name for option in OPTIONS["Networks"] if option.kind == "path"]
+
+
 class Settings(SimpleNamespace):
     """The value of every option, as attributes named by `Option.name`."""
 
