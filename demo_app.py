@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.logging import note, run_script
 
 UPLOAD_LIMIT = 30  # megabytes
-PIXEL_LIMIT = 40  # megapixels
+PIXEL_LIMIT = 24  # megapixels
 UPLOAD_SECONDS = 10  # for which an upload is kept; the page reads it at once
 AUTOMATIC, PAINTED, BOTH = "what the program finds", "what I paint", "both"
 INTRODUCTION = """# Uncover a face

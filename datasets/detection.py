@@ -94,8 +94,7 @@ class Detector:
                 faces = best
         if faces:
             return sorted(faces, key=lambda face: (-face.area, *face.box.tolist()))
-        raise NoFaceError(f"no face found in {name}: use a photo in which both eyes and the mouth's place can be seen, "
-                          "or say where the face is with --landmarks")
+        raise NoFaceError(f"no face found in {name}: use a photo in which both eyes and the mouth's place can be seen")
 
 
 def _best_score(faces: list[DetectedFace]) -> float:

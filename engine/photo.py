@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, Alignment
-from datasets.detection import DetectedFace
+from datasets.detection import DetectedFace, NoFaceError
 from datasets.masks import fixed_hole
 from engine import holes
 from engine.given_faces import as_faces
@@ -199,7 +199,10 @@ class PhotoCompleter:
     def _choose(self, photo: np.ndarray, name: str, landmarks: Any, remarks: list[str]) -> list[tuple[int, DetectedFace]]:
         """The faces to complete and their numbers."""
         if landmarks is None:
-            faces = self.detector.detect(photo, name)
+            try:
+                faces = self.detector.detect(photo, name)
+            except NoFaceError as error:
+                raise NoFaceError(f"{error}, or say where the face is with --landmarks") from None
         else:
             given = landmarks if isinstance(landmarks, list) and isinstance(landmarks[0], DetectedFace) else \
                 as_faces(landmarks, f"{name}: landmarks")

@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 
 import test_my
-from datasets.detection import DetectedFace, Detector
+from datasets.detection import DetectedFace, Detector, NoFaceError
 from datasets.faces import astronaut
 from engine.photo import PhotoCompleter
 from face_samples import StandInEncoder, StandInInpainter, StandInOcclusion, morphable
 from models.completion import FaceCompletion
 from models.occlusion import OCCLUSION
 from models.renderer import Renderer
-from utils.errors import UserError
 from utils.images import read_image, read_mask, write_image
 from utils.logging import run_script
 
@@ -61,7 +60,7 @@ class RememberingDetector:
 
     def detect(self, image: np.ndarray, name: str = "") -> list[DetectedFace]:
         if image.min() == image.max():
-            raise UserError(f"no face found in {name}")
+            raise NoFaceError(f"no face found in {name}")
         key = image.tobytes()
         if key not in self.known:
             self.known[key] = self.detector.detect(image, name)
@@ -296,7 +295,7 @@ def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_
 @pytest.mark.parametrize("argv, fragments", [
     (["--image", "missing.jpg"], ["missing.jpg", "does not exist"]),
     (["--image", "nothing"], ["nothing", "no pictures"]),
-    (["--image", "wall.png"], ["wall.png", "no face"]),
+    (["--image", "wall.png"], ["wall.png", "no face", "--landmarks"]),
     (["--image", "free.png", "--mask", "missing.png"], ["missing.png"]),
     (["--image", "free.png", "--mask", "black.png"], ["free.png", "hides no part"]),
     (["--image", "free.png", "--mask", "ones.png"], ["ones.png", "255"]),
