@@ -16,7 +16,8 @@ from utils.errors import UserError
 from utils.images import read_mask
 
 REGIONS = ("eyes", "nose", "mouth", "left", "right", "upper", "lower")
-SPECK = 60  # crop pixels; smaller regions found by the net are dropped, smaller visible ones inside a region hidden
+SPECK = 60  # crop pixels; smaller regions found by the net are dropped
+ISLAND = 120  # crop pixels; smaller visible regions inside a found one are hidden as well (an eye in a slit is larger)
 GAP = 3  # crop pixels; a strip up to twice as wide between two found regions is hidden as well
 GROWTH = 4  # crop pixels by which a found region grows, so that no rim of the occluder remains
 REGION_MARGIN = 0.12  # of the distance of the eyes, around eyes, nose and mouth
@@ -25,18 +26,18 @@ ASPECT_TOLERANCE = 0.02  # relative difference of the sides' ratio up to which a
 
 def clean(found: np.ndarray) -> np.ndarray:
     """A predicted hole of the crop without specks and gaps, slightly grown: bool (256, 256)."""
-    kept = _without_specks(found)
+    kept = _without_specks(found, SPECK)
     # On a larger canvas, so that regions at the crop's border close against what is beyond it.
     closed = ndimage.binary_closing(np.pad(kept, 2 * GAP, mode="edge"), _disc(GAP))[2 * GAP:-2 * GAP, 2 * GAP:-2 * GAP]
-    closed = ~_without_specks(~(closed | kept))
+    closed = ~_without_specks(~(closed | kept), ISLAND)
     return ndimage.binary_dilation(closed, _disc(GROWTH))
 
 
-def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """The connected regions of at least SPECK pixels."""
+def _without_specks(mask: np.ndarray, size: int) -> np.ndarray:
+    """The connected regions of at least so many pixels."""
     regions, count = ndimage.label(mask)
     sizes = np.bincount(regions.ravel(), minlength=count + 1)
-    large = sizes >= SPECK
+    large = sizes >= size
     large[0] = False
     return large[regions]
 
