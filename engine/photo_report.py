@@ -19,7 +19,7 @@ QUALITY = 88
 
 # The slider is an ordinary range input, so that keyboard and touch work; it tells the style its value.
 SLIDER_STYLE = """.pair { position: relative; display: inline-block; max-width: 100%; line-height: 0; --at: 50%; }
-.pair img { display: block; min-width: min(480px, 100%); max-width: 100%; max-height: 85vh; height: auto; }
+.pair img { display: block; max-width: 100%; max-height: 85vh; height: auto; }
 .pair .before { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
 .pair .line { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px; background: #fff;
   box-shadow: 0 0 3px #000; pointer-events: none; }
