@@ -3,8 +3,10 @@
     python test_my.py --config args.txt                                 every photo in inputs/, else an example photo
     python test_my.py --config args.txt --image FILE|FOLDER             what hides the face is found by itself
     python test_my.py --config args.txt --image FILE --mask MASK        white marks the hidden pixels of the photo
+    python test_my.py --config args.txt --image FILE --region eyes      a part of the face is hidden
 
-Writes output/NAME/ (see engine/photo.py for the pictures); earlier results of the same name are replaced.
+Writes output/NAME/ (see engine/photo_pictures.py for the pictures); earlier results of the same name are replaced, but
+a run over a folder leaves out the photos that an earlier run completed from the same (--overwrite: completes them again).
 """
 
 from __future__ import annotations
@@ -27,25 +29,36 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(argv, "Complete the faces in your own photos; results go to output/NAME/.")
     example = settings.image is None and not INPUTS.is_dir()
     source = choose_source(settings, example)
-    photos = {EXAMPLE: None} if example else find_photos(settings.image or INPUTS)
-    from engine.photo import complete_file, write_landmarks
+    photos = {} if example else find_photos(settings.image or INPUTS)
+    from engine.given_faces import GivenFaces
+    from engine.photo import build_completer
+    from engine.photo_folder import Job, complete_all, summary
 
-    completer = build_completer(settings, source)
+    mask = Path(settings.mask) if settings.mask is not None else None
+    landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh, signature(settings))
+    completer = build_completer(settings, choose_options(settings, source))
     output = Path(settings.output or OUTPUT)
-    failures = []
-    for name, path in progress(photos.items(), "photos", log_type=settings.log_type if len(photos) > 1 else "none"):
-        try:
-            folder = output / name
-            if path is None:
-                result = complete_example(completer, folder)
-            else:
-                result = complete_file(completer, path, folder, settings.mask)
-            if settings.save_landmarks:
-                write_landmarks(result, folder / "landmarks.txt")
-            note("; ".join([f"{path or EXAMPLE} -> {folder}/complete_output.png", *result.remarks]))
-        except UserError as error:
-            failures.append(str(error))
-    return report(failures, len(photos))
+    if example:
+        complete_example(completer, output / EXAMPLE, job)
+        return 0
+    folder = Path(settings.image or INPUTS).is_dir()
+    outcomes = []
+    log_type = settings.log_type if len(photos) > 1 else "none"
+    work = complete_all(completer, photos, output, job, min(settings.nthreads, len(photos)) if folder else 1,
+                        resume=folder and not settings.overwrite, keep_going=folder)
+    for outcome in progress(work, "photos", len(photos), log_type):
+        outcomes.append(outcome)
+        if outcome.status == "done":
+            note("; ".join([f"{outcome.path} -> {outcome.folder}/complete_output.png", *outcome.remarks]))
+    outcomes.sort(key=lambda outcome: list(photos).index(outcome.name))
+    if folder:
+        note(summary(outcomes))
+    if settings.report and any(outcome.status != "failed" for outcome in outcomes):
+        from engine.photo_report import write_report
+
+        note(f"before and after: {write_report(outcomes, output / 'report.html')}")
+    return report([outcome.error for outcome in outcomes if outcome.status == "failed"], len(photos))
 
 
 def find_photos(path: str | Path) -> dict[str, Path]:
@@ -69,44 +82,55 @@ def find_photos(path: str | Path) -> dict[str, Path]:
 
 
 def choose_source(settings: config.Settings, example: bool) -> str:
-    """Where holes come from: --mask-source, else the file where --mask is given, else the occlusion net.
+    """`engine.photo.PhotoOptions.source`: where holes come from besides --mask and --region.
 
-    The example photo has nothing in front of its face, so that it gets a fixed rectangle. Raises UserError for options
-    that contradict each other.
+    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named. Raises
+    UserError for options that contradict each other.
     """
-    if example and settings.mask is not None:
-        raise UserError(f"--mask {settings.mask}: say to which photo it belongs with --image FILE")
-    if example:
-        return settings.mask_source or "random"
-    source = settings.mask_source or ("file" if settings.mask is not None else "occlusion")
-    if source == "file" and settings.mask is None:
+    if example and (settings.mask is not None or settings.landmarks is not None):
+        option = "--mask" if settings.mask is not None else "--landmarks"
+        raise UserError(f"{option}: say to which photo it belongs with --image FILE")
+    if settings.mask_is_visible and settings.mask is None:
+        raise UserError("--mask-is-visible says what the white of --mask means: give --mask FILE")
+    if settings.mask_source == "file" and settings.mask is None:
         raise UserError("--mask-source file: say where the hole is with --mask FILE (white = hidden)")
-    if source != "file" and settings.mask is not None:
-        raise UserError(f"--mask is given, but --mask-source is {source}: leave one of them out")
-    return source
+    if settings.mask_source == "random" and settings.mask is not None:
+        raise UserError("--mask is given, but --mask-source is random: leave one of them out")
+    if settings.mask_source is None:
+        return "random" if example and not settings.region else "auto"
+    return "given" if settings.mask_source == "file" else settings.mask_source
 
 
-def build_completer(settings: config.Settings, source: str):
-    """`engine.photo.PhotoCompleter` with the networks that the settings name. Raises UserError if one is missing."""
-    from datasets.detection import Detector
-    from engine import build
-    from engine.photo import PhotoCompleter
-
-    device = build.choose_device(settings)
-    completion = build.build_completion(settings, device)
-    return PhotoCompleter(completion, Detector(), device, source, settings.resolution[0], settings.manual_seed)
+def signature(settings: config.Settings) -> list:
+    """What of the networks decides about a result: their settings, and size and time of their files."""
+    files = [Path(getattr(settings, name)) for name in config.network_files()]
+    return [[getattr(settings, option.name) for option in config.OPTIONS["Networks"]],
+            [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
 
 
-def complete_example(completer, folder: Path):
+def choose_options(settings: config.Settings, source: str):
+    """The settings as `engine.photo.PhotoOptions`. Raises UserError for options that contradict each other."""
+    from engine.holes import parse_regions
+    from engine.photo import PhotoOptions
+
+    if settings.face is not None and settings.all_faces:
+        raise UserError("--face and --all-faces contradict each other: leave one of them out")
+    return PhotoOptions(source, parse_regions(settings.region), settings.face, settings.all_faces, settings.min_face,
+                        settings.background, settings.resolution[0], settings.manual_seed)
+
+
+def complete_example(completer, folder: Path, job) -> None:
     """Complete the astronaut, the one photo that every installation has, and say so."""
     from datasets.faces import astronaut
-    from engine.photo import write_pictures
+    from engine.photo_folder import write_result
 
-    hole = "a fixed rectangle" if completer.source == "random" else "what the occlusion net finds"
-    note(f"No --image and no folder {INPUTS}/: completing the example photo, scikit-image's astronaut (hole: {hole}).")
+    hole = {"random": "a fixed rectangle", "occlusion": "what the occlusion net finds"}
+    regions = ", ".join(completer.options.regions)
+    note(f"No --image and no folder {INPUTS}/: completing the example photo, scikit-image's astronaut "
+         f"(hole: {hole.get(completer.options.source, regions)}).")
     result = completer.complete(astronaut(), EXAMPLE)
-    write_pictures(result, folder)
-    return result
+    write_result(result, folder, job)
+    note("; ".join([f"{EXAMPLE} -> {folder}/complete_output.png", *result.remarks]))
 
 
 def report(failures: Sequence[str], total: int) -> int:

@@ -22,7 +22,6 @@ WINDOW_OFFSET = 16
 # mouth; its centre lies a tenth of the way from the eyes to the mouth.
 EYE_FACTOR, MOUTH_FACTOR, CENTRE_SHIFT = 2.0, 1.8, 0.1
 CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
-FEATHER = 1.5  # crop pixels over which a pasted hole fades in, inside the hole
 
 _SUPERSAMPLED_SIZE = 1024  # the quad is first sampled at this size, then reduced
 _FARTHEST = 1e6  # photo pixels; no image is that wide, and arithmetic with far larger numbers would overflow
@@ -119,7 +118,7 @@ class Alignment:
         A crop pixel is hidden as soon as hidden photo pixels change it by more than a grey level.
         """
         # Visible pixels are mid-grey, so that the negative lobes of the Lanczos filter show as well.
-        return self.crop(np.where(mask, 255, 127).astype(np.uint8)) != 127
+        return self.crop(np.where(mask, np.uint8(255), np.uint8(127))) != 127
 
     def to_photo(self, points: np.ndarray) -> np.ndarray:
         """Crop pixel coordinates (..., 2) -> photo pixel coordinates (..., 2)."""
@@ -130,59 +129,52 @@ class Alignment:
         inverse = np.linalg.inv(self.matrix[:, :2])
         return (np.asarray(points, dtype=np.float64) - self.matrix[:, 2]) @ inverse.T
 
-    def paste_back(self, photo: np.ndarray, crop: np.ndarray, mask: np.ndarray | None = None,
-                   feather: float = FEATHER) -> np.ndarray:
-        """A copy of ``photo`` (H, W, 3) uint8 with the hidden part of ``crop`` (256, 256, 3) uint8 put in its place.
-
-        mask: bool (256, 256), True where the crop is to be pasted (default: everywhere). A photo pixel belongs to
-        the hole if the crop pixel nearest to its centre does; all others are returned bit-identical. The seam
-        fades over ``feather`` crop pixels inside the hole. Parts of the crop outside the photo are dropped.
-        """
-        if photo.shape[:2] != (self.height, self.width):
-            raise ValueError(f"the alignment is for a {self.height}x{self.width} image, not {photo.shape[:2]}")
-        mask = np.ones((CROP_SIZE, CROP_SIZE), bool) if mask is None else np.asarray(mask).astype(bool)
-        result = photo.copy()
-        region = self._photo_region(mask)
-        if region is None:
-            return result
-        rows, columns = region
-        matrix = self.matrix.copy()  # crop -> region
-        matrix[:, 2] -= (columns.start, rows.start)
-        size = (columns.stop - columns.start, rows.stop - rows.start)
-        hole = _nearest(mask, matrix, size)
-        face = self._resample(crop, matrix, size)
-        weight = _inner_feather(hole, feather * self.photo_scale)[:, :, None]
-        original = photo[rows, columns]
-        blended = np.clip(np.rint(original + weight * (face - original)), 0, 255).astype(np.uint8)
-        result[rows, columns] = np.where(hole[:, :, None] > 0, blended, original)
-        return result
-
     @property
     def photo_scale(self) -> float:
         """Photo pixels per crop pixel."""
         return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
 
-    def _photo_region(self, mask: np.ndarray) -> tuple[slice, slice] | None:
-        """Rows and columns of the photo that can show hidden crop pixels, one to spare; None if there are none."""
+    def photo_region(self, mask: np.ndarray, margin: float = 0.0) -> tuple[slice, slice] | None:
+        """Rows and columns of the photo that can show the pixels set in ``mask``, bool (256, 256) of the crop.
+
+        margin: crop pixels added around them. None if the photo shows none of them.
+        """
         if not mask.any():
             return None
         y, x = np.nonzero(mask)
-        box = np.array([[x.min() - 1, y.min() - 1], [x.min() - 1, y.max() + 1],
-                        [x.max() + 1, y.min() - 1], [x.max() + 1, y.max() + 1]])
-        corners = self.to_photo(box)
+        low, high = np.array([x.min(), y.min()]) - 1 - margin, np.array([x.max(), y.max()]) + 1 + margin
+        corners = self.to_photo(np.array([low, (low[0], high[1]), (high[0], low[1]), high]))
         low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
         high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 2, (self.width, self.height))
         if (low >= high).any():
             return None
         return slice(low[1], high[1]), slice(low[0], high[0])
 
-    def _resample(self, crop: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The crop seen in the photo's pixels, float32 (height, width, 3); low-passed first where it is reduced."""
+    def mask_in_photo(self, mask: np.ndarray, region: tuple[slice, slice]) -> np.ndarray:
+        """``mask``, bool (256, 256) of the crop, in the photo's rows and columns ``region``: bool (rows, columns).
+
+        A photo pixel is set if the crop pixel nearest to its centre is; all is False outside the crop.
+        """
+        return _nearest(mask, *self._into(region)) > 0
+
+    def resample(self, crop: np.ndarray, region: tuple[slice, slice]) -> np.ndarray:
+        """The crop (256, 256, 3) seen in the photo's rows and columns ``region``: float32 (rows, columns, 3).
+
+        Low-passed first where it is reduced; beyond the crop its border is repeated.
+        """
         crop = crop.astype(np.float32)
         if self.photo_scale < 1:
             sigma = 0.5 * np.sqrt(1 / self.photo_scale ** 2 - 1)
             crop = cv2.GaussianBlur(crop, (0, 0), max(sigma, 1e-3), borderType=cv2.BORDER_REFLECT_101)
+        matrix, size = self._into(region)
         return cv2.warpAffine(crop, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+    def _into(self, region: tuple[slice, slice]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Matrix (2, 3) from crop pixels to those of the photo's rows and columns, and the region's (width, height)."""
+        rows, columns = region
+        matrix = self.matrix.copy()
+        matrix[:, 2] -= (columns.start, rows.start)
+        return matrix, (columns.stop - columns.start, rows.stop - rows.start)
 
 
 def _oriented_square(landmarks: np.ndarray) -> np.ndarray:
@@ -219,9 +211,3 @@ def _nearest(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.
     row = np.rint(inverse[1, 0] * x + (inverse[1, 1] * y + inverse[1, 2])).astype(np.int32) + 1
     framed = np.pad(mask.astype(np.uint8), 1)  # a frame of visible pixels stands for everything outside the crop
     return framed[np.clip(row, 0, CROP_SIZE + 1), np.clip(column, 0, CROP_SIZE + 1)]
-
-
-def _inner_feather(hole: np.ndarray, width: float) -> np.ndarray:
-    """Weights float32 (H, W): 0 outside the hole, rising to 1 at ``width`` pixels from its edge inwards."""
-    distance = cv2.distanceTransform(hole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.minimum(distance / (width + 1.0), 1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets.alignment import align
-from datasets.detection import Detector, NoFaceError
+from datasets.detection import TURNS, Detector, NoFaceError, _turned
 from datasets.faces import astronaut
 from utils.errors import UserError
 
@@ -76,3 +76,24 @@ def test_no_face_is_an_error_for_the_user(detector):
 def test_detector_is_silent(capfd):
     Detector(threads=1)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_faces_of_lying_photos_are_found_upright(detector, quarters):
+    photo = np.ascontiguousarray(np.rot90(astronaut()[:260, 90:380], quarters))
+    points = detector.detect(photo)[0].landmarks
+    height, width = photo.shape[:2]
+    for _ in range(4 - quarters):  # np.rot90 takes (x, y) to (y, width - 1 - x)
+        points = np.stack([points[:, 1], width - 1 - points[:, 0]], axis=1)
+        height, width = width, height
+    np.testing.assert_allclose(points + (90, 0), ASTRONAUT, atol=5)
+
+
+def test_a_turned_photo_leads_back_to_its_own_pixels():
+    photo = np.zeros((90, 140, 3), np.uint8)
+    photo[20:23, 100:103] = 255
+    for degrees in (*TURNS, 17):
+        turned, back = _turned(photo, degrees)
+        row, column = np.argwhere(turned[:, :, 0] == turned.max()).mean(axis=0)
+        np.testing.assert_allclose(back[:, :2] @ (column, row) + back[:, 2], (101, 21), atol=1.5)
+        assert abs(int(turned.sum()) - int(photo.sum())) < 0.1 * photo.sum()

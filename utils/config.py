@@ -97,7 +97,7 @@ OPTIONS = {
                "--mask-dir), occlusion for own photos (file with --mask)", ("random", "file", "occlusion")),
         Option("mask_dir", "path", None, "folder with one NAME.png per evaluated crop, 255 = hidden"),
         Option("mask", "path", None, "test_my.py: picture of the hole in the photo's pixels, white = hidden (or a "
-               "folder with one such picture per photo)"),
+               "folder with one such picture per photo); with --mask-source occlusion, what the net finds is added"),
     ],
     "Networks": [
         Option("definition", "text", "auto", "morphable model: builtin, the folder of 3DMM_definition, or auto (what "
@@ -150,7 +150,8 @@ OPTIONS = {
     ],
     "Machine": [
         Option("ngpu", "int", 1, "GPUs to use; 0 = the CPU; several are used under torchrun", least=0),
-        Option("nthreads", "int", 2, "processes that load data (also spelled --num-workers)", least=0),
+        Option("nthreads", "int", 2, "processes that load data; of own photos, how many of a folder are worked on "
+               "at a time (also spelled --num-workers)", least=0),
         Option("precision", "text", "auto", "arithmetic of the networks in training; auto is bf16 where it is fast",
                ("auto", "fp32", "bf16", "fp16")),
         Option("manual_seed", "int", 0, "seed of everything random (also spelled --seed)", least=0),
@@ -163,11 +164,24 @@ OPTIONS = {
                "for --eval)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
-        Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, completed photos"),
+        Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, photos completed before"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
     "Own photos (test_my.py)": [
         Option("image", "path", None, "photo or folder of photos (default: inputs/; without it, an example photo)"),
+        Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: five "
+               "points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
+               "left,top,right,bottom, or JSON or a JSON file with one or several of them, or with {NAME: ...}"),
+        Option("face", "int", None, "complete only this face, counted from the largest, which is 1", least=1),
+        Option("all_faces", "bool", False, "complete faces of every size"),
+        Option("min_face", "int", 48, "pixels across from which a face is completed; the largest always is", least=0),
+        Option("mask_is_visible", "bool", False, "the mask's white is what is visible, not what is hidden"),
+        Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or several "
+               "joined by commas"),
+        Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
+               "surroundings, or keep the photo's pixels", ("fill", "keep")),
+        Option("save_mesh", "bool", False, "write the fitted heads as head.obj and head.ply with their texture"),
+        Option("report", "bool", False, "write report.html, one page with all photos before and after"),
     ],
 }
 
@@ -199,6 +213,11 @@ OBSOLETE = {
 ALIASES = {"test": "eval", "seed": "manual_seed", "num_workers": "nthreads", "3dmm_ckpt": "_3dmm_ckpt"}
 
 BY_NAME = {option.name: option for options in OPTIONS.values() for option in options}
+
+
+def network_files() -> list[str]:
+    """Names of the options that say where the networks' weights are."""
+    return [option.name for option in OPTIONS["Networks"] if option.kind == "path"]
 
 
 class Settings(SimpleNamespace):

@@ -67,6 +67,11 @@ def _read(path: Path, min_side: int, mode: str, background: tuple[int, int, int]
     return _upright(pixels, orientation)
 
 
+def upright_rgb(image: Image.Image, name: str = "the picture") -> np.ndarray:
+    """A Pillow image as :func:`read_image` gives it: uint8 RGB (H, W, 3), upright. Raises UserError, saying ``name``."""
+    return _to_rgb(_upright(image, Path(name)), Path(name), background=(255, 255, 255))
+
+
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a mask picture as bool (H, W), True where pixels are hidden.
 
@@ -85,10 +90,16 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> n
     return grey >= MASK_THRESHOLD
 
 
-def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def read_colour_profile(path: str | os.PathLike) -> bytes | None:
+    """The ICC profile of the colours that :func:`read_image` gives, None if there is none or if it converts them."""
+    with Image.open(path) as image:
+        return image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray, colour_profile: bytes | None = None) -> None:
     """Write uint8 RGB (H, W, 3), uint8 grey (H, W) or a bool mask (H, W; True = 255) as PNG or JPEG, by suffix.
 
-    The file appears complete or not at all. Folders are made as needed. JPEG is written at quality 95 without
+    colour_profile: ICC profile that says what the values mean. The file appears complete or not at all. Folders are made as needed. JPEG is written at quality 95 without
     chroma subsampling. Raises UserError for another suffix or if the file cannot be written.
     """
     path = Path(path)
@@ -100,9 +111,9 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     suffix = path.suffix.lower()
     buffer = io.BytesIO()
     if suffix == ".png":
-        Image.fromarray(image).save(buffer, "PNG", compress_level=4)
+        Image.fromarray(image).save(buffer, "PNG", compress_level=4, icc_profile=colour_profile)
     elif suffix in (".jpg", ".jpeg"):
-        Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, icc_profile=colour_profile)
     else:
         raise UserError(f"cannot write {path}: pictures are written as .png or .jpg")
     write_bytes(path, buffer.getvalue())

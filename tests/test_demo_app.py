@@ -1,0 +1,76 @@
+"""demo_app: what its buttons do, without a browser; the page itself only where Gradio is installed."""
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+import demo_app
+from datasets.faces import astronaut
+from test_photo import completer, hole
+from utils.errors import UserError
+
+
+def edited(mask: np.ndarray | None = None, photo: np.ndarray | None = None) -> dict:
+    """What the image editor hands over."""
+    photo = astronaut() if photo is None else photo
+    layer = np.zeros((*photo.shape[:2], 4), np.uint8)
+    if mask is not None:
+        layer[mask] = (230, 60, 40, 255)
+    return {"background": np.dstack([photo, np.full(photo.shape[:2], 255, np.uint8)]), "layers": [layer],
+            "composite": None}
+
+
+def test_the_answer_holds_its_pictures_itself():
+    answer = demo_app.Demo(completer()).complete(edited(hole()), demo_app.PAINTED, "fill", False)
+    assert answer.count("data:image/jpeg;base64,") == 3 and answer.count("data:image/png;base64,") == 2
+    assert "/file=" not in answer and "http" not in answer
+
+
+@pytest.mark.parametrize("value, chosen, words", [
+    (None, demo_app.AUTOMATIC, "drop a photo"), ({"background": None}, demo_app.AUTOMATIC, "drop a photo"),
+    (edited(), demo_app.PAINTED, "nothing is painted"), (edited(hole(top=500, bottom=510, left=0, right=9)),
+                                                         demo_app.PAINTED, "hides no part")])
+def test_what_is_missing_is_said(value, chosen, words):
+    with pytest.raises(UserError, match=words):
+        demo_app.Demo(completer()).complete(value, chosen, "fill", False)
+
+
+def test_huge_photos_are_refused(monkeypatch):
+    monkeypatch.setattr(demo_app, "PIXEL_LIMIT", 0.2)
+    with pytest.raises(UserError, match="megapixels"):
+        demo_app.Demo(completer()).complete(edited(), demo_app.AUTOMATIC, "fill", False)
+
+
+def test_painted_layers_are_joined_and_scaled():
+    first, second = np.zeros((50, 60, 4), np.uint8), np.zeros((100, 120, 4), np.uint8)
+    first[:10, :10, 3], second[80:, :, 3] = 255, 255
+    mask = demo_app.painted([first, second], (100, 120))
+    assert mask[5, 5] and mask[90, 100] and not mask[50, 50]
+
+
+def test_uploads_vanish_by_themselves_and_at_the_end():
+    with demo_app.Uploads() as folder:
+        (folder / "sub").mkdir()
+        for name in ("old.png", "sub/old.png", "new.png"):
+            (folder / name).write_bytes(b"x")
+        past = time.time() - 60
+        for name in ("old.png", "sub/old.png"):
+            os.utime(folder / name, (past, past))
+        demo_app.sweep(folder, demo_app.UPLOAD_SECONDS)
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == ["new.png"]
+    assert not folder.exists()
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    with pytest.raises(UserError, match="requirements-demo.txt"):
+        demo_app.load_gradio()
+
+
+def test_the_page_can_be_built():
+    pytest.importorskip("gradio")
+    page = demo_app.build_page(demo_app.Demo(completer()))
+    assert page.analytics_enabled is False
