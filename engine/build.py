@@ -217,10 +217,11 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
     return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
 
 
-def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None):
+def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None,
+                     grain: bool = True):
     """FaceCompletion with all trained networks, in evaluation mode on the device; with --model-type 2d ImageCompletion.
 
-    inpainter: used instead of the one that the settings name.
+    inpainter: used instead of the one that the settings name. grain: see `FaceCompletion`.
 
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
@@ -236,7 +237,7 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for network in (encoder, occlusion):  # faster with channels last, unlike the inpainter
         fold_for_inference(network.eval()).to(memory_format=torch.channels_last)
-    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain)
     return completion.eval().to(device or choose_device(settings))
 
 

@@ -153,7 +153,7 @@ def build_completer(settings: Any, options: PhotoOptions) -> PhotoCompleter:
         raise UserError("--model-type 2d knows no head and is there to be compared with (main.py --eval): complete "
                         "photos with another one")
     device = build.choose_device(settings)
-    return PhotoCompleter(build.build_completion(settings, device), Detector(), device, options)
+    return PhotoCompleter(build.build_completion(settings, device, grain=False), Detector(), device, options)
 
 
 class PhotoCompleter:

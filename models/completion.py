@@ -17,6 +17,7 @@ import zbuffer
 from models import lighting
 from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
 from models.encoder import FaceCode
+from models.grain import match_grain
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
 from models.renderer import WINDOW_SIZE, Renderer, project
@@ -28,8 +29,9 @@ FACE_REACH = 8  # pixels between a face and an occluder that belongs to it
 OCCLUSION_MARGIN = 2  # pixels by which a predicted occluder grows, to take its soft outline along
 MIN_OCCLUSION = 0.5  # probability
 FACE_RIM = 1  # pixels along the outline of the visible face whose colours are not trusted: hair and skin mix there
+MIN_FACE = 0.5  # probability
 TRUST_POWER = 4  # of the probability that a pixel shows the face: much hair with a little probability must not add up
-MIN_TRUST = 0.5 ** TRUST_POWER  # from which a pixel says something about the face's albedo
+MIN_TRUST = MIN_FACE ** TRUST_POWER  # from which a pixel says something about the face's albedo
 FEW_TEXELS = 300  # of the UV map; a face of fewer is no face that the occlusion net found
 
 
@@ -92,6 +94,7 @@ class FaceCompletion(nn.Module):
     encoder: image (B, 3, 224, 224) -> FaceCode. inpainter: (albedo, visible) -> Inpainting; it should mirror with
     `models.morphable.mirror_uv`. occlusion: image -> label probabilities, for :meth:`predict_hole`; optional.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
+    grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
     agrees but for rounding, which can tip the 8-bit fill beside the face by a grey level.
@@ -100,7 +103,8 @@ class FaceCompletion(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
-                 occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True):
+                 occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True,
+                 grain: bool = False):
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -111,6 +115,7 @@ class FaceCompletion(nn.Module):
         self.occlusion = occlusion
         self.iterations = iterations
         self.one_by_one = one_by_one
+        self.grain = grain
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
@@ -201,6 +206,9 @@ class FaceCompletion(nn.Module):
             if self.occlusion is not None:
                 face = self._label(seen)
                 known = visible_face(face[:, FACE:FACE + 1], hole)
+        if self.grain:
+            skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
+            seen = match_grain(seen, hole, skin)
         shade = factors.uv_shade.clamp(min=lighting.MIN_SHADE)
         texture = lighting.to_texture(inpainted.albedo.float(), shade)
         return Completion(

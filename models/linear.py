@@ -4,8 +4,13 @@ A baseline that needs no training run, and what an inpainting network has to bea
 w ~ N(0, 1) and noise; the most probable w given the visible texels has a closed form (Tipping and Bishop, Probabilistic
 principal component analysis, 1999; with missing values as in Roweis, EM algorithms for PCA, 1998), which is solved a few
 times with less and less weight on texels that do not fit, since hair hangs into faces.
+
+What the model misses of the visible texels, their detail, is added to the hidden ones that mirror them, since faces are
+symmetric: an eye gets the other one's lashes and catchlight. Its low frequencies are left out, as light is not symmetric.
 """
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from torch import nn
 
 from models.blending import pull_push
 from models.inpainter import Inpainting
-from models.morphable import UV_HEIGHT, UV_WIDTH
+from models.morphable import UV_HEIGHT, UV_WIDTH, mirror_uv
 
 REDUCTION = 2  # texels of the UV map a side for one of the model
 CORRELATED = 16  # texels that deviate from the model together, and so count as one observation
@@ -22,13 +27,18 @@ OUTLIER = 0.12  # of albedo: texels that fit worse count little: hair, glasses, 
 FIRST_OUTLIER = 0.3
 ROBUST_ROUNDS = 5
 RARELY_KNOWN = 0.1  # share of the maps
+DETAIL_GAIN = 0.7  # of the mirrored detail
+DETAIL_SIGMA = 6.0  # reduced texels; coarser than this is light, not detail
+DETAIL_OUTLIER = 0.25  # of albedo, root mean square over a few texels: glasses and hair are not mirrored
+MISFIT_SIGMA = 1.5  # reduced texels
+DETAIL_RIM = 2  # texels along the outline of what is visible that are not mirrored
 TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade did not explain
 
 
 class LinearInpainter(nn.Module):
     """(albedo (B, 3, 192, 256) in [-1, 1], visible (B, 1, 192, 256)) -> `Inpainting`, as `models.inpainter.Inpainter`.
 
-    Visible texels come back unchanged, hidden ones as the model says. confidence is 0.
+    Visible texels come back unchanged, hidden ones as the model says, with mirrored detail. confidence is 0.
     Buffers: mean (3, 96, 128); components (K, 3, 96, 128), each one standard deviation long; noise ().
     """
 
@@ -42,10 +52,13 @@ class LinearInpainter(nn.Module):
     def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
         """Everything in float32, also under autocast."""
         with torch.autocast(albedo.device.type, enabled=False):
-            values, weight = reduce(albedo.float(), visible.float())
-            model = self.mean + torch.stack([self._fit(*item) for item in zip(values - self.mean, weight)])
-            filled = F.interpolate(model, scale_factor=REDUCTION, mode="bilinear", align_corners=False).clamp(-1, 1)
-            return Inpainting(torch.where(visible > 0, albedo, filled.to(albedo.dtype)), torch.zeros_like(visible))
+            albedo_32, known = albedo.float(), (visible > 0).float()
+            values, weight = reduce(albedo_32, known)
+            reduced = self.mean + torch.stack([self._fit(*item) for item in zip(values - self.mean, weight)])
+            model = enlarge(reduced)
+            filled = model + DETAIL_GAIN * mirror_uv(_detail(albedo_32 - model, values - reduced, known, weight))
+            return Inpainting(torch.where(visible > 0, albedo, filled.clamp(-1, 1).to(albedo.dtype)),
+                              torch.zeros_like(visible))
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""
@@ -62,6 +75,37 @@ class LinearInpainter(nn.Module):
             coefficients = torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
             model = (coefficients @ basis).unflatten(0, difference.shape)
         return model
+
+
+def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Tensor,
+            weight: torch.Tensor) -> torch.Tensor:
+    """What the model misses of known texels (B, 3, 192, 256) without its low frequencies, 0 elsewhere.
+
+    misfit: albedo - model (B, 3, 192, 256), reduced_misfit the same reduced (B, 3, 96, 128); known: 0 or 1
+    (B, 1, 192, 256), weight: its means (B, 1, 96, 128).
+    """
+    coarse = enlarge(blur(reduced_misfit, weight, DETAIL_SIGMA))
+    size = enlarge(blur(reduced_misfit.square().mean(1, keepdim=True), weight, MISFIT_SIGMA))
+    trusted = (1 + size / DETAIL_OUTLIER ** 2) ** -2
+    inner = -F.max_pool2d(-known, 2 * DETAIL_RIM + 1, 1, DETAIL_RIM)
+    return (misfit - coarse) * trusted * inner
+
+
+def blur(maps: torch.Tensor, weight: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian means (B, C, H, W) of maps (B, C, H, W) over texels of weight (B, 1, H, W) >= 0, 0 far from all of them."""
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
+    joined = torch.cat([maps * weight, weight], 1)
+    channels = joined.shape[1]
+    for shape, padding in (((1, 1, 1, -1), (0, radius)), ((1, 1, -1, 1), (radius, 0))):
+        filters = (kernel / kernel.sum()).reshape(shape).expand(channels, -1, -1, -1)
+        joined = F.conv2d(joined, filters, padding=padding, groups=channels)
+    return joined[:, :-1] / joined[:, -1:].clamp(min=1e-6)
+
+
+def enlarge(reduced: torch.Tensor) -> torch.Tensor:
+    """Reduced maps (B, C, 96, 128) at the UV map's size."""
+    return F.interpolate(reduced, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
 
 
 def reduce(albedo: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,6 +61,20 @@ def test_hidden_values_and_the_rest_of_the_batch_do_not_matter(world, model):
     torch.testing.assert_close(together[1:2], alone)
 
 
+def test_detail_is_mirrored_and_light_is_not(model):
+    """A dark line that the model does not know appears on the hidden half; a darker half does not."""
+    face = enlarge(model.mean[None].numpy())
+    visible = torch.zeros(1, 1, 192, 256)
+    visible[..., :127] = 1
+    line, shadow = torch.zeros(2, 192, 256)
+    line[80:84, 40:100], shadow[:, :127] = -0.2, -0.1
+    plain, lined, shaded = (model((face + change) * visible, visible).albedo for change in (0.0, line, shadow))
+    mirrored = (lined - plain)[0, :, 80:84, 160:210].mean()
+    assert -0.2 < mirrored < -0.05
+    assert (lined - plain)[0, :, 20:60, 130:].abs().max() < 0.03
+    assert (shaded - plain)[0, :, 60:120, 160:210].std() < 0.01
+
+
 def test_texels_that_no_map_knows_are_like_those_around_them(world):
     maps, known = world[0].copy(), world[1].copy()
     known[:, :, 40:43, 60:64] = False

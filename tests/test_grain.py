@@ -1,0 +1,39 @@
+"""Grain and sharpness of a fill: as around it, the same every time, nothing else touched."""
+from __future__ import annotations
+
+import torch
+
+from models.grain import match_grain
+
+
+def grainy(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A grey picture with grain, smooth in its hole, and the hole."""
+    hole = torch.zeros(1, 1, 128, 128, dtype=torch.bool)
+    hole[..., 40:90, 40:90] = True
+    noise = strength * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    return torch.where(hole, 0.1, 0.1 + noise), hole
+
+
+def test_a_smooth_fill_gets_the_grain_around_it():
+    image, hole = grainy(0.1)
+    matched = match_grain(image, hole, torch.ones_like(hole))
+    assert torch.equal(torch.where(hole, 0, matched), torch.where(hole, 0, image))
+    inside = matched[hole.expand_as(matched)]
+    assert 0.05 < inside.std() < 0.12 and abs(inside.mean() - 0.1) < 0.01
+    assert torch.equal(matched, match_grain(image, hole, torch.ones_like(hole)))
+
+
+def test_no_grain_is_added_to_a_clean_picture_and_items_do_not_mix():
+    image, hole = grainy(0.0)
+    assert (match_grain(image, hole, torch.ones_like(hole)) - image).abs().max() < 1e-3
+    rough, _ = grainy(0.1)
+    skin = torch.ones_like(hole).repeat(2, 1, 1, 1)
+    both = match_grain(torch.cat([image, rough]), hole.repeat(2, 1, 1, 1), skin)
+    assert torch.equal(both[1:], match_grain(rough, hole, skin[:1]))
+
+
+def test_a_grey_picture_gets_grey_grain():
+    image, hole = grainy(0.1)
+    image = image[:, :1].expand(-1, 3, -1, -1)
+    matched = match_grain(image, hole, torch.ones_like(hole))
+    assert (matched.amax(1) - matched.amin(1)).max() < 1e-3
