@@ -38,7 +38,8 @@ TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade d
 class LinearInpainter(nn.Module):
     """(albedo (B, 3, 192, 256) in [-1, 1], visible (B, 1, 192, 256)) -> `Inpainting`, as `models.inpainter.Inpainter`.
 
-    Visible texels come back unchanged, hidden ones as the model says, with mirrored detail. confidence is 0.
+    All texels come back as the model says, with mirrored detail, the visible ones too: so the seam (`models.blending.blend`)
+    knows by how much the model is off beside the hole. confidence is 0.
     Buffers: mean (3, 96, 128); components (K, 3, 96, 128), each one standard deviation long; noise ().
     """
 
@@ -57,8 +58,7 @@ class LinearInpainter(nn.Module):
             reduced = self.mean + torch.stack([self._fit(*item) for item in zip(values - self.mean, weight)])
             model = enlarge(reduced)
             filled = model + DETAIL_GAIN * mirror_uv(_detail(albedo_32 - model, values - reduced, known, weight))
-            return Inpainting(torch.where(visible > 0, albedo, filled.clamp(-1, 1).to(albedo.dtype)),
-                              torch.zeros_like(visible))
+            return Inpainting(filled.clamp(-1, 1).to(albedo.dtype), torch.zeros_like(visible))
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""

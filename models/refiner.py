@@ -41,7 +41,7 @@ class Refiner(nn.Module):
 class RefinedInpainter(nn.Module):
     """(albedo (B, 3, 192, 256), 0 where hidden, visible (B, 1, 192, 256)) -> `Inpainting`, as `Inpainter`.
 
-    prior: such an inpainter that leaves visible texels alone, `models.linear.LinearInpainter`.
+    prior: such an inpainter, `models.linear.LinearInpainter`; visible texels come back as it says.
     """
 
     def __init__(self, prior: nn.Module, refiner: Refiner):
@@ -50,5 +50,6 @@ class RefinedInpainter(nn.Module):
 
     def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
         with torch.no_grad():
-            filled = self.prior(albedo, visible).albedo
-        return self.refiner(filled, visible)
+            prior = self.prior(albedo, visible).albedo
+        refined = self.refiner(torch.where(visible > 0, albedo, prior), visible)
+        return refined._replace(albedo=torch.where(visible > 0, prior, refined.albedo))
