@@ -151,6 +151,8 @@ def main() -> None:
     if options.command == "quality":
         quality(options.faces, options.masks, options.enlarge, options.count)
     elif options.command == "sheet":
+        if options.output.suffix not in (".png", ".jpg"):
+            parser.error(f"--output {options.output}: the sheet is one picture, name it .png or .jpg")
         sheet(options.photos, options.output)
     elif "," in options.megapixels:
         for size in options.megapixels.split(","):

@@ -14,10 +14,8 @@ import torch
 from datasets.faces import FolderFaces
 from engine import build
 from engine.augmentation import to_float
-from models.completion import visible_face
 from models.linear import LinearInpainter, fit_model, reduce
 from models.morphable import mirror_uv
-from models.occlusion import FACE
 from utils import checkpoints, config
 from utils.errors import UserError
 from utils.logging import note, progress, run_script
@@ -37,8 +35,7 @@ def collect(completion: Any, faces: FolderFaces, log_type: str) -> tuple[np.ndar
     for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
         image = to_float(faces[index]["image"][None])
         hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
-        face = visible_face(completion.occlusion(image)[:, FACE:FACE + 1], hole)
-        factors = completion.factor(image, hole, face=face)
+        factors = completion.factor(image, hole, face=completion.trusted(completion.occlusion(image), hole))
         visible = factors.uv_visible.float()
         for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
             values, weight = reduce(albedo, seen)

@@ -32,7 +32,9 @@ FACE_RIM = 1  # pixels along the outline of the visible face whose colours are n
 MIN_FACE = 0.5  # probability
 TRUST_POWER = 4  # of the probability that a pixel shows the face: much hair with a little probability must not add up
 MIN_TRUST = MIN_FACE ** TRUST_POWER  # from which a pixel says something about the face's albedo
-FEW_TEXELS = 300  # of the UV map; a face of fewer is no face that the occlusion net found
+FEATURE = 600  # pixels of an eye or an open mouth at most
+FEW_TEXELS = 30  # of the UV map; a face of fewer is no face that the occlusion net found
+MIN_FACING = 0.3  # cosine to the camera from which a surface is looked at: beyond, light and albedo are hardly known
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Factors:
     code: the encoder's :class:`~models.encoder.FaceCode`, in float32. vertices (B, V, 3) micrometres; positions
     (B, V, 3) [row, column, depth] in the image; raster: the mesh's :class:`zbuffer.Rasterization` there.
     UV maps: uv_normals (B, 3, 192, 256) unit; uv_shade (B, 3, 192, 256), not clamped; uv_seen (B, 1, 192, 256) bool:
-    the camera sees the texel, as far as the geometry goes; uv_visible bool: seen, and no hidden pixel in its sample;
+    the camera sees the texel, as far as the geometry goes; uv_visible bool: seen, not too much from the side
+    (MIN_FACING), and no hidden pixel in its sample;
     albedo_in (B, 3, 192, 256) in the inpainter's range [-1, 1], 0 where not visible.
     """
 
@@ -152,7 +155,7 @@ class FaceCompletion(nn.Module):
         seen_texels = self.renderer.uv_visibility(positions, normals, raster)
         maps = [image, hole.to(image.dtype)] + ([] if face is None else [face.to(image.dtype)])
         unwrapped = self.renderer.unwrap(torch.cat(maps, dim=1), positions)
-        visible = seen_texels & ~(unwrapped[:, 3:4] > 0)
+        visible = seen_texels & ~(unwrapped[:, 3:4] > 0) & (normals[:, 2:3] >= MIN_FACING)
         if face is not None:
             on_face = visible & (unwrapped[:, 4:] >= MIN_TRUST)
             enough = on_face.sum((1, 2, 3), keepdim=True) >= FEW_TEXELS
@@ -191,21 +194,25 @@ class FaceCompletion(nn.Module):
             return self.occlusion(image).float()
         return torch.cat([self.occlusion(item[None]).float() for item in image])
 
+    def trusted(self, labels: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+        """How far the pixels around the hole show the face, (B, 1, H, W), for label probabilities (B, 3, H, W)."""
+        return visible_face(with_features(labels[:, FACE:FACE + 1], hole), hole)
+
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
         masked = torch.where(hole, 0, image)
         seen, face, known = None, None, None
         if self.occlusion is not None:
-            known = visible_face(self._label(masked)[:, FACE:FACE + 1], hole)
+            known = self.trusted(self._label(masked), hole)
         for _ in range(self.iterations):
             factors = self.factor(image, hole, seen, known)
             inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
-            surface = coverage & ~hole if known is None else coverage * known
+            surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
             seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
             if self.occlusion is not None:
                 face = self._label(seen)
-                known = visible_face(face[:, FACE:FACE + 1], hole)
+                known = self.trusted(face, hole)
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
             seen = match_grain(seen, hole, skin)
@@ -239,6 +246,24 @@ def visible_face(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     outlines of face and hole are mixed with hair, glasses and background), to the power TRUST_POWER.
     """
     return (-F.max_pool2d(-probability * ~hole, 2 * FACE_RIM + 1, 1, FACE_RIM)) ** TRUST_POWER
+
+
+def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
+    """The probability (B, 1, H, W) that a pixel is face, 1 in small islands inside the face: eyes and teeth.
+
+    The segmentation net is unsure of them, or takes the mouth's inside for background. Islands that touch the hole
+    (B, 1, H, W) bool, or have more than FEATURE pixels, stay as they are.
+    """
+    filled = probability.clone()
+    for item, hidden, result in zip(probability[:, 0].cpu().numpy(), hole[:, 0].cpu().numpy(), filled[:, 0]):
+        face = (item >= MIN_FACE) & ~hidden
+        islands, _ = ndimage.label(ndimage.binary_fill_holes(face | hidden) & ~face & ~hidden)
+        sizes = np.bincount(islands.ravel())
+        beside = ndimage.binary_dilation(hidden)
+        kept = (sizes <= FEATURE) & ~np.isin(np.arange(len(sizes)), islands[beside])
+        kept[0] = False
+        result[torch.from_numpy(kept[islands]).to(result.device)] = 1
+    return filled
 
 
 def occluders(probabilities: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.completion import FaceCompletion
+from models.completion import FaceCompletion, with_features
 from models.encoder import Encoder, FaceCode
 from models.inpainter import Inpainter, Inpainting
 from models.lighting import to_texture
@@ -287,6 +287,17 @@ def test_hair_over_the_face_does_not_colour_the_hole():
     assert error < error_without / 2
     redness, redness_without = ((result.albedo_in[:, 0] - result.albedo_in[:, 1]).max() for result in (with_net, without))
     assert redness < redness_without - 0.5
+
+
+def test_eyes_and_teeth_are_face_and_what_touches_the_hole_is_not():
+    probability = torch.zeros(1, 1, 256, 256)
+    probability[..., 40:220, 40:220] = 0.9
+    for top, left, size in ((80, 70, 15), (80, 150, 15), (150, 60, 40), (120, 178, 10)):  # eyes, sunglasses, at the hole
+        probability[..., top:top + size, left:left + size] = 0.1
+    hole = rectangle(top=100, bottom=180, left=188, right=210)
+    filled = with_features(probability, hole)[0, 0]
+    assert (filled[80:95, 70:85] == 1).all() and (filled[80:95, 150:165] == 1).all()
+    assert torch.equal(filled[110:], probability[0, 0, 110:]) and torch.equal(filled[:70], probability[0, 0, :70])
 
 
 def test_a_face_that_the_net_does_not_find_is_seen_all_the_same():
