@@ -254,10 +254,11 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
     return linear if settings.model_type == "linear" else RefinedInpainter(linear, load_refiner(settings.refiner_ckpt))
 
 
-def _image_completion(settings: Any) -> torch.nn.Module:
+def _image_completion(settings: Any, grain: bool) -> torch.nn.Module:
     from models.image_completion import ImageCompletion
     from models.weights import load_image_inpainter, load_occlusion
-    return ImageCompletion(load_image_inpainter(settings.inpainter2d_ckpt), load_occlusion(settings.occ_ckpt)[0])
+    return ImageCompletion(load_image_inpainter(settings.inpainter2d_ckpt), load_occlusion(settings.occ_ckpt)[0],
+                           grain)
 
 
 def build_encoder(settings: Any, device: torch.device):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.blending import blend, keep_grey
-from models.completion import check_images, occluders, visible_face
+from models.completion import MIN_FACE, check_images, occluders, visible_face, with_features
+from models.grain import match_grain
 from models.inpainter import Inpainter
 from models.occlusion import FACE
 
@@ -48,12 +49,12 @@ class ImageInpainter(nn.Module):
 class ImageCompletion(nn.Module):
     """Completes faces in two dimensions; what evaluation uses of it is as in `models.completion.FaceCompletion`.
 
-    inpainter: `ImageInpainter`; occlusion: image -> label probabilities.
+    inpainter: `ImageInpainter`; occlusion: image -> label probabilities; grain: as there.
     """
 
-    def __init__(self, inpainter: nn.Module, occlusion: nn.Module):
+    def __init__(self, inpainter: nn.Module, occlusion: nn.Module, grain: bool = False):
         super().__init__()
-        self.inpainter, self.occlusion = inpainter, occlusion
+        self.inpainter, self.occlusion, self.grain = inpainter, occlusion, grain
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> ImageResult:
@@ -67,8 +68,11 @@ class ImageCompletion(nn.Module):
         masked = torch.where(hole, 0, image)
         generated = self.inpainter(masked, ~hole)
         first = blend(masked, hole, generated, (~hole).float())
-        known = visible_face(self.occlusion(first)[:, FACE:FACE + 1].float(), hole)
+        face = self.occlusion(first)[:, FACE:FACE + 1].float()
+        known = visible_face(with_features(face, hole), hole)
         filled = keep_grey(blend(masked, hole, generated, known), hole)
+        if self.grain:
+            filled = match_grain(filled, hole, face >= MIN_FACE)
         return ImageResult(torch.where(hole, filled, image), hole)
 
     @torch.no_grad()
