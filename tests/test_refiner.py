@@ -172,6 +172,8 @@ def test_weight_files(tmp_path):
             assert torch.equal(one, other)
         with pytest.raises(UserError, match=f"--{name}-ckpt"):
             load(tmp_path / "missing.pth")
+    arguments = ["--model-type", "2d", "--inpainter2d-ckpt", str(tmp_path / "inpainter2d.pth")]
+    assert isinstance(build.build_completion(config.parse(arguments, ""), torch.device("cpu")), ImageCompletion)
     checkpoints.save_weights(tmp_path / "linear.pth", "linear", LinearInpainter(2).state_dict(), {}, half=False)
     arguments = ["--model-type", "refined", "--linear-ckpt", str(tmp_path / "linear.pth"), "--refiner-ckpt"]
     found = build._load_inpainter(config.parse([*arguments, str(tmp_path / "refiner.pth")], ""))
