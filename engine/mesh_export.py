@@ -7,10 +7,12 @@ import numpy as np
 from scipy import ndimage
 
 from engine.photo import CompletedFace, FittedHead
-from utils.images import write_bytes, write_image
+from utils.files import write_bytes
+from utils.images import write_image
 
 MILLIMETRES = 1e-3  # of a micrometre
 TEXTURE = "head_texture.png"
+HEAD_FILES = (TEXTURE, "head.mtl", "head.obj", "head.ply")
 
 
 def write_head(face: CompletedFace, folder: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from engine.photo_folder import Outcome
-from utils.images import read_image, write_bytes
+from utils.files import write_bytes
+from utils.images import read_image
 
 LONGEST_SIDE = 1280  # pixels; larger photos are shown smaller
 OVERVIEW_WIDTH = 1800
