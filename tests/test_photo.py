@@ -19,7 +19,7 @@ from engine.given_faces import GivenFaces, as_faces
 from engine.mesh_export import HEAD_FILES, write_head
 from engine.photo import PhotoCompleter, PhotoOptions
 from engine.photo_folder import Job, complete_all, complete_file, summary
-from engine.photo_pictures import overview, write_pictures
+from engine.photo_pictures import PHOTO_FILES, overview, write_pictures
 from engine.photo_report import write_report
 from test_test_my import QuickCompletion
 from utils.errors import UserError
@@ -61,7 +61,7 @@ def hole(shape=(512, 512), top=120, bottom=150, left=200, right=250) -> np.ndarr
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    """Of all pictures, only those that say something about the photo are written: most of the time goes into the others."""
+    """Only the pictures that say something about the photo are written: most of the time goes into the others."""
     def write(result, folder, colour_profile=None):
         write_image(folder / "overview.png", result.faces[0].original)
         write_image(folder / "mask_photo.png", result.mask)
@@ -268,10 +268,14 @@ def test_landmarks_on_the_command_line_and_by_name(tmp_path):
     assert named.of(tmp_path / "c.png") is None
 
 
-@pytest.mark.parametrize("given", [[], [1, 2, 3], "nose", {"eyes": 1}, [[1, 2], [3]], [float("nan")] * 4, None, [5, 5, 1, 9]])
+@pytest.mark.parametrize("given", [[], [1, 2, 3], "nose", {"eyes": 1}, [[1, 2], [3]], [float("nan")] * 4, None,
+                                   [5, 5, 1, 9]])
 def test_other_landmarks_are_refused(given):
     with pytest.raises(UserError):
         as_faces(given)
+    if given is not None:  # which says nothing about the faces
+        with pytest.raises(UserError):
+            completer().complete(astronaut(), mask=hole(), landmarks=given)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "x\0.json", "y" * 5000, "{", "."])
@@ -404,8 +408,7 @@ def test_nothing_stale_stays_and_nothing_of_others_goes(few_pictures, tmp_path):
     assert {path.name for path in (out / "face2").iterdir()} == {"landmarks.txt", *HEAD_FILES}
     (out / ".complete_output.png.x.tmp").write_text("left by a kill")
     complete_file(completer(*faces, face=1), tmp_path / "a.png", out)
-    assert {path.name for path in out.iterdir()} == {"complete_output.png", "mask_photo.png", "overview.png", "head.txt",
-                                                     "face3", "faces.json", "result.json"}
+    assert {path.name for path in out.iterdir()} == {*PHOTO_FILES, "head.txt", "face3", "result.json"}
     assert (out / "face3/output.png").exists()
 
 
