@@ -5,9 +5,9 @@
     python test_my.py --config args.txt --image FILE --mask MASK        white marks the hidden pixels of the photo
     python test_my.py --config args.txt --image FILE --region eyes      a part of the face is hidden
 
-Writes output/NAME/ (see engine/photo_pictures.py for the pictures). Earlier results of the same photo are replaced, but a
-run over a folder leaves out the photos that an earlier run completed from the same (--overwrite: completes them again).
-What belongs to another photo of that name is replaced with --overwrite alone.
+Writes output/NAME/ (see engine/photo_pictures.py for the pictures). Earlier results of the same photo are replaced, but
+a run over a folder leaves out the photos that an earlier run completed from the same (--overwrite: completes them
+again). What belongs to another photo of that name is replaced with --overwrite alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
-    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh, signature(settings))
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
+              signature(settings))
     completer = build_completer(settings, choose_options(settings, source))
     if not photos:
         complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
@@ -98,8 +99,8 @@ def find_photos(path: str | Path) -> dict[str, Path]:
 def choose_source(settings: config.Settings, example: bool) -> str:
     """`engine.photo.PhotoOptions.source`: where holes come from besides --mask and --region.
 
-    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named. Raises
-    UserError for options that contradict each other.
+    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named.
+    Raises UserError for options that contradict each other.
     """
     if example and (settings.mask is not None or settings.landmarks is not None):
         option = "--mask" if settings.mask is not None else "--landmarks"

@@ -55,7 +55,8 @@ def _is_one(places: Any) -> bool:
 
 
 class GivenFaces:
-    """What --landmarks says: the same places for every photo, or places by the photo's name (with or without suffix)."""
+    """What --landmarks says: the same places for every photo, or places by the photo's name, with or without suffix.
+    """
 
     def __init__(self, text: str):
         """Raises UserError if the text is neither numbers, nor JSON, nor a readable JSON file."""

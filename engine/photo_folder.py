@@ -40,7 +40,7 @@ VERSION = 1  # raised when the same inputs give other results
 
 @dataclass(frozen=True)
 class Source:
-    """The photo that results belong to: its file's absolute path (or what it is called), and a digest of its content."""
+    """The photo that results belong to: its file's absolute path (or what it is called), a digest of its content."""
 
     path: str
     digest: str
@@ -139,8 +139,8 @@ def write_result(result: CompletedPhoto, folder: Path, source: Source, job: Job 
                  colour_profile: bytes | None = None) -> None:
     """Write the pictures (see `engine.photo_pictures`) and what the job wants besides; earlier results go.
 
-    Whose they are is written first, so that a run that is interrupted now can be repeated. Of earlier files those that a
-    record names go, where they are not written anew; what others put there stays.
+    Whose they are is written first, so that a run that is interrupted now can be repeated. Of earlier files those that
+    a record names go, where they are not written anew; what others put there stays.
     """
     written = _files_of(len(result.faces), job)
     earlier = _recorded_files(folder)
@@ -187,8 +187,8 @@ def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: 
     """Complete photos, each into the folder of its name inside `output`; yields outcomes as they come.
 
     workers: photos worked on at a time (threads: the networks are loaded once). resume: leave out what an earlier run
-    made from the same. overwrite: replace another photo's results. Whatever goes wrong with one photo is its outcome and
-    does not stop the others; only without keep_going a defect of the program is an exception.
+    made from the same. overwrite: replace another photo's results. Whatever goes wrong with one photo is its outcome
+    and does not stop the others; only without keep_going a defect of the program is an exception.
     """
     def one(item: tuple[str, Path]) -> Outcome:
         return _attempt(completer, *item, output, job, resume, keep_going, overwrite)
@@ -240,14 +240,15 @@ def _attempt(completer: PhotoCompleter, name: str, path: Path, output: Path, job
 
 
 def fingerprint(source: Source, path: Path, completer: PhotoCompleter, job: Job) -> str:
-    """A digest of all that decides about a photo's results: its file, mask and landmarks, the options, the signature."""
+    """A digest of all that decides about a photo's results: its file, mask and landmarks, options, the signature."""
     mask = job.mask
     if mask is not None and mask.is_dir():
         mask = MaskFolder(mask).find(path.stem)
     given = job.landmarks.of(path) if job.landmarks else None
     places = None if given is None else [np.round(face.landmarks, 3).tolist() for face in given]
     decisive = [VERSION, source.digest, _digest(mask) if mask is not None and mask.is_file() else "",
-                asdict(completer.options), job.mask_is_visible, places, job.save_landmarks, job.save_mesh, job.signature]
+                asdict(completer.options), job.mask_is_visible, places, job.save_landmarks, job.save_mesh,
+                job.signature]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

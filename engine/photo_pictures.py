@@ -61,7 +61,7 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
 
 
 def face_folder(folder: Path, place: int) -> Path:
-    """Where the files of a photo's completed face go, the first being 1. Raises UserError if a link leads out of there."""
+    """Where the files of a photo's completed face go, the first being 1. Raises UserError if a link leads out."""
     return folder if place == 1 else output_folder(folder, f"face{place}")
 
 
@@ -78,8 +78,8 @@ def write_landmarks(face: CompletedFace, path: Path) -> None:
 
 
 def overview(result: CompletedPhoto, meshes: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """Photo, and for each completed face a row of crop, found hole, mesh, albedo in and out, and output; then the result:
-    uint8 (H, W, 3). meshes: the faces' :func:`mesh_overlay`, if they are drawn already."""
+    """Photo, and for each completed face a row of crop, found hole, mesh, albedo in and out, and output; then the
+    result: uint8 (H, W, 3). meshes: the faces' :func:`mesh_overlay`, if they are drawn already."""
     rows = []
     for face, mesh in zip(result.faces, meshes or map(mesh_overlay, result.faces)):
         row = [("face", face.original), ("hole", hole_overlay(face.original, face.hole)), ("mesh", mesh),

@@ -69,7 +69,7 @@ class TrainingOptions:
 
 
 class _BadStep(Exception):
-    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, as far as is known?"""
+    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, so far as known?"""
 
     def __init__(self, what: str, value: float, step: int, mine: bool = True):
         super().__init__(f"{what} is {value}")

@@ -59,7 +59,8 @@ class QuickCompletion:
         blue = torch.tensor([-1.0, -1.0, 1.0])[None, :, None, None]
         uv = torch.zeros(1, 3, 192, 256)
         vertices = self.morphable.mean[None]
-        positions = torch.stack([128 - 1e-3 * vertices[..., 1], 128 + 1e-3 * vertices[..., 0], vertices[..., 2]], dim=-1)
+        x, y, z = vertices.unbind(-1)
+        positions = torch.stack([128 - 1e-3 * y, 128 + 1e-3 * x, z], dim=-1)
         return SimpleNamespace(output=torch.where(hole, blue, image), albedo_in=uv, uv_shade=uv + 1, texture_out=uv,
                                albedo_out=uv, uv_visible=uv[:, :1] > 0, landmarks=torch.zeros(1, 68, 2), face=None,
                                coverage=torch.ones_like(hole), vertices=vertices, positions=positions)
