@@ -24,7 +24,7 @@ def as_face(place: Any, where: str = "landmarks") -> DetectedFace:
         place = place.get("landmarks", place.get("box"))
     try:
         values = np.asarray(place, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may be larger than any float
         values = np.empty(0)
     if not np.isfinite(values).all() or values.size not in (4, 10):
         raise UserError(f"{where}: {FORMS}")
@@ -49,7 +49,7 @@ def _is_one(places: Any) -> bool:
     """Four or ten numbers, or five pairs of them."""
     try:
         shape = np.asarray(places, dtype=np.float64).shape
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return shape in ((4,), (10,), (5, 2))
 
