@@ -70,7 +70,9 @@ def _read(path: Path, min_side: int, mode: str, background: tuple[int, int, int]
 def upright_rgb(image: Image.Image, name: str = "the picture") -> np.ndarray:
     """A Pillow image as :func:`read_image` gives it: uint8 RGB (H, W, 3), upright. Raises UserError, saying
     ``name``."""
-    return _to_rgb(_upright(image, Path(name)), Path(name), background=(255, 255, 255))
+    path = Path(name)
+    _check_size(image, path, MIN_SIDE)
+    return _upright(_pixels(image, path, "RGB", (255, 255, 255)), _orientation(image, path))
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
