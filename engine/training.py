@@ -175,6 +175,8 @@ class Trainer:
             self.position += self.options.accumulate
             remaining -= self.options.accumulate
             self.step += 1
+            if self.world.size == 1:  # several processes agree in their next look at the losses
+                self.interrupted = self.interrupted or self._asked_to_stop
             if remaining == 0:
                 self.epoch, self.position = self.epoch + 1, 0
             if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
