@@ -230,7 +230,7 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     from models.layers import fold_for_inference
     from models.weights import load_occlusion
     if inpainter is None and settings.model_type == "2d":
-        return fold_for_inference(_image_completion(settings).eval()).to(device or choose_device(settings))
+        return fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
     if inpainter is None:
         inpainter = fold_for_inference(_load_inpainter(settings).eval())
     encoder, model, _ = _load_geometry(settings)
