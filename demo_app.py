@@ -32,18 +32,18 @@ PIXEL_LIMIT = 24  # megapixels
 UPLOAD_SECONDS = 10  # for which an upload is kept; the page reads it at once
 AUTOMATIC, PAINTED, BOTH = "what the program finds", "what I paint", "both"
 INTRODUCTION = """# Uncover a face
-Drop a photo in which sunglasses, a hand or a mask hides a face. The hole is found by itself, or paint it over what is to go.
+Drop a photo in which sunglasses, a hand or a mask hides a face. The hole is found by itself, or paint it over what is
+to go.
 """
 
 
 class Demo:
-    """What the page's buttons do. completer: `engine.photo.PhotoCompleter` for the networks; its options are not used."""
+    """What the page's buttons do. completer: `engine.photo.PhotoCompleter`, of which the options are not used."""
 
     def __init__(self, completer: Any):
         self.completer, self.one_at_a_time = completer, threading.Lock()
 
-    def complete(self, edited: dict[str, Any] | None, hole: str, background: str, every_face: bool) \
-            -> str:
+    def complete(self, edited: dict[str, Any] | None, hole: str, background: str, every_face: bool) -> str:
         """edited: the image editor's value. Returns HTML that holds the pictures, so that no file of them is needed.
 
         Raises UserError as `PhotoCompleter.complete` does, and where there is no photo or nothing painted.
@@ -164,7 +164,7 @@ def sweep(folder: Path, seconds: float) -> None:
 def main(argv: Sequence[str]) -> int:
     """Serve the page until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others on the network in")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--config", help="settings of the networks (default: this repository's args.txt)")
     parser.add_argument("--ngpu", type=int, default=1, help="0 = the CPU")

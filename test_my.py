@@ -5,17 +5,19 @@
     python test_my.py --config args.txt --image FILE --mask MASK        white marks the hidden pixels of the photo
     python test_my.py --config args.txt --image FILE --region eyes      a part of the face is hidden
 
-Writes output/NAME/ (see engine/photo_pictures.py for the pictures); earlier results of the same name are replaced, but
-a run over a folder leaves out the photos that an earlier run completed from the same (--overwrite: completes them again).
+Writes output/NAME/ (see engine/photo_pictures.py for the pictures). Earlier results of the same photo are replaced, but
+a run over a folder leaves out the photos that an earlier run completed from the same (--overwrite: completes them
+again). What belongs to another photo of that name is replaced with --overwrite alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
-from utils import config
+from utils import config, files
 from utils.errors import UserError
 from utils.logging import note, progress, run_script
 
@@ -30,23 +32,30 @@ def main(argv: Sequence[str]) -> int:
     example = settings.image is None and not INPUTS.is_dir()
     source = choose_source(settings, example)
     photos = {} if example else find_photos(settings.image or INPUTS)
+    output = Path(settings.output or OUTPUT)
+    with files.held(output, "another run", "wait for it, or choose another --output"):
+        return complete_photos(settings, source, photos, output)
+
+
+def complete_photos(settings: config.Settings, source: str, photos: Mapping[str, Path], output: Path) -> int:
+    """Complete photos, or without any the example, into the held folder `output`; returns the exit status."""
     from engine.given_faces import GivenFaces
     from engine.photo import build_completer
     from engine.photo_folder import Job, complete_all, summary
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
-    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh, signature(settings))
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
+              signature(settings))
     completer = build_completer(settings, choose_options(settings, source))
-    output = Path(settings.output or OUTPUT)
-    if example:
-        complete_example(completer, output / EXAMPLE, job)
+    if not photos:
+        complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
         return 0
     folder = Path(settings.image or INPUTS).is_dir()
     outcomes = []
     log_type = settings.log_type if len(photos) > 1 else "none"
     work = complete_all(completer, photos, output, job, min(settings.nthreads, len(photos)) if folder else 1,
-                        resume=folder and not settings.overwrite, keep_going=folder)
+                        resume=folder and not settings.overwrite, keep_going=folder, overwrite=settings.overwrite)
     for outcome in progress(work, "photos", len(photos), log_type):
         outcomes.append(outcome)
         if outcome.status == "done":
@@ -64,28 +73,34 @@ def main(argv: Sequence[str]) -> int:
 def find_photos(path: str | Path) -> dict[str, Path]:
     """Photos by the name of their results' folder: one file, or all pictures directly inside a folder.
 
-    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else.
-    Raises UserError if there is nothing.
+    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else, and always one that a
+    folder can have (`utils.files.safe_name`). Raises UserError if there is nothing.
     """
     from utils.images import list_images
 
     path = Path(path)
     if not path.is_dir():
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{path} does not exist: give --image a photo or a folder of photos")
-        return {path.stem: path}
+        return {files.safe_name(path.stem): path}
     paths = list_images(path)
     if not paths:
         raise UserError(f"{path} holds no pictures: put photos (.jpg, .png, ...) there, or name one with --image")
     stems = [photo.stem for photo in paths]
-    return {photo.stem if stems.count(photo.stem) == 1 else photo.name.replace(".", "_"): photo for photo in paths}
+    photos: dict[str, Path] = {}
+    for photo in paths:
+        name = files.safe_name(photo.stem if stems.count(photo.stem) == 1 else photo.name.replace(".", "_"))
+        while name in photos:  # a.png, a.jpg and a_png.gif
+            name += "_"
+        photos[name] = photo
+    return photos
 
 
 def choose_source(settings: config.Settings, example: bool) -> str:
     """`engine.photo.PhotoOptions.source`: where holes come from besides --mask and --region.
 
-    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named. Raises
-    UserError for options that contradict each other.
+    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named.
+    Raises UserError for options that contradict each other.
     """
     if example and (settings.mask is not None or settings.landmarks is not None):
         option = "--mask" if settings.mask is not None else "--landmarks"
@@ -119,17 +134,19 @@ def choose_options(settings: config.Settings, source: str):
                         settings.background, settings.resolution[0], settings.manual_seed)
 
 
-def complete_example(completer, folder: Path, job) -> None:
+def complete_example(completer, folder: Path, job, overwrite: bool) -> None:
     """Complete the astronaut, the one photo that every installation has, and say so."""
     from datasets.faces import astronaut
-    from engine.photo_folder import write_result
+    from engine.photo_folder import Source, refuse_another, write_result
 
+    source = Source("scikit-image's astronaut", "")
+    refuse_another(folder, source, overwrite)
     hole = {"random": "a fixed rectangle", "occlusion": "what the occlusion net finds"}
     regions = ", ".join(completer.options.regions)
     note(f"No --image and no folder {INPUTS}/: completing the example photo, scikit-image's astronaut "
          f"(hole: {hole.get(completer.options.source, regions)}).")
     result = completer.complete(astronaut(), EXAMPLE)
-    write_result(result, folder, job)
+    write_result(result, folder, source, job)
     note("; ".join([f"{EXAMPLE} -> {folder}/complete_output.png", *result.remarks]))
 
 

@@ -59,7 +59,8 @@ def quality(folder: Path, masks: Path, enlarge: int, count: int | None) -> None:
             output = completer.complete(hidden, path.stem, hole, landmarks).complete_output
             scores[name].append([psnr(output, photo), ssim(output, photo), lpips(output, photo),
                                  seam_error(output, photo, hole)])
-    print(f"{len(scores['gradient'])} photos, enlarged {enlarge} times\n{'':<20}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}{'seam':>8}")
+    print(f"{len(scores['gradient'])} photos, enlarged {enlarge} times\n"
+          f"{'':<20}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}{'seam':>8}")
     for name, values in scores.items():
         means = np.mean(values, axis=0)
         print(f"{name:<20}{means[0]:>8.2f}{means[1]:>8.4f}{means[2]:>8.4f}{means[3]:>8.2f}")
@@ -105,15 +106,15 @@ def sheet(folder: Path, output: Path) -> None:
             print(error)
             continue
         pair = [hole_overlay(photo, result.mask), result.complete_output]
-        pictures.append(np.concatenate([cv2.resize(picture, (192, 192), interpolation=cv2.INTER_AREA) for picture in pair],
-                                       axis=1))
+        small = [cv2.resize(picture, (192, 192), interpolation=cv2.INTER_AREA) for picture in pair]
+        pictures.append(np.concatenate(small, axis=1))
         captions.append(path.stem)
     draw_sheet(output, pictures, captions, 4)
     print(f"{len(pictures)} photos -> {output}")
 
 
 def cost(megapixels: float) -> None:
-    """Print seconds and peak memory for the astronaut enlarged to a photo of so many megapixels, with her mouth hidden."""
+    """Print seconds and peak memory for the astronaut enlarged to a photo of so many megapixels, mouth hidden."""
     began = time.perf_counter()
     completer = load_completer(ngpu=0)
     loaded = time.perf_counter() - began
@@ -129,8 +130,9 @@ def cost(megapixels: float) -> None:
         result = completer.complete(photo, "astronaut", mask)
         seconds.append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{megapixels:5.1f} MP ({side}x{side}, {result.faces[0].alignment.photo_scale:.1f} photo pixels per crop pixel): "
-          f"{min(seconds):.1f} s, peak memory {peak / 1024:.0f} MiB ({before / 1024:.0f} MiB once loaded, in {loaded:.1f} s)")
+    scale = result.faces[0].alignment.photo_scale
+    print(f"{megapixels:5.1f} MP ({side}x{side}, {scale:.1f} photo pixels per crop pixel): {min(seconds):.1f} s, peak "
+          f"memory {peak / 1024:.0f} MiB ({before / 1024:.0f} MiB once loaded, in {loaded:.1f} s)")
 
 
 def main() -> None:

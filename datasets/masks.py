@@ -80,7 +80,7 @@ class MaskFolder:
             raise UserError(f"{self.folder} holds no mask pictures: put NAME.png there for each image, 255 = hidden")
 
     def __contains__(self, name: str) -> bool:
-        return self._find(name) is not None
+        return self.find(name) is not None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -90,10 +90,11 @@ class MaskFolder:
 
         Raises UserError naming the missing or unreadable mask.
         """
-        path = self._find(name)
+        path = self.find(name)
         if path is None:
             raise UserError(f"no mask for {name} in {self.folder}: add {self.folder / name}.png (255 = hidden)")
         return read_mask(path, size)
 
-    def _find(self, name: str) -> Path | None:
+    def find(self, name: str) -> Path | None:
+        """The file of the mask of the image called ``name`` (its path without suffix); None if there is none."""
         return self._paths.get(name) or self._paths.get(name.rsplit("/", 1)[-1])

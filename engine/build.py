@@ -257,6 +257,8 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
 def _image_completion(settings: Any, grain: bool) -> torch.nn.Module:
     from models.image_completion import ImageCompletion
     from models.weights import load_image_inpainter, load_occlusion
+    if settings.resolution[0] == WINDOW_SIZE:
+        raise UserError("--model-type 2d completes the whole aligned crop: leave --resolution at [256,256]")
     return ImageCompletion(load_image_inpainter(settings.inpainter2d_ckpt), load_occlusion(settings.occ_ckpt)[0],
                            grain)
 
@@ -370,7 +372,8 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.refiner import Refiner
     from models.weights import load_linear, load_occlusion, load_refiner
     if not settings.portraits:
-        raise UserError("--stage refiner corrects the linear fill of real faces: say where they are with --portraits DIR")
+        raise UserError("--stage refiner corrects the linear fill of real faces: say where they are with --portraits "
+                        "DIR")
     encoder, model, _ = _load_geometry(settings)
     refiner = load_refiner(settings.refiner_ckpt) if settings.finetune else Refiner()
     occlusion, _ = load_occlusion(settings.occ_ckpt)

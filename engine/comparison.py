@@ -4,8 +4,8 @@
 
 Each NAME=FOLDER is an output folder of ``main.py --eval``. Written are comparison.md, the averages over ranges of the
 mask/face ratio, and comparison.png, the means by bins of ten percent. The simple methods come from the first folder.
-The paper's own CelebA curve is drawn dashed: it is of another test set and another hole for each image, and stands there
-for orientation only.
+The paper's own CelebA curve is drawn dashed: it is of another test set and another hole for each image, and stands
+there for orientation only.
 """
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def read(folder: str | Path) -> dict[str, Scores]:
             raise UserError(f"{path}: {error.strerror}; name an output folder of main.py --eval") from None
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: no scores of completed faces ({error})") from None
+    if "" not in methods:
+        raise UserError(f"{folder}: metrics.csv has no rows, so nothing was evaluated there")
     return methods
 
 
@@ -81,7 +83,8 @@ def table(methods: Mapping[str, Scores]) -> str:
         for low, high, _ in (RANGES[index] for index in kept):
             inside = [values for values in scores.values() if low <= values["ratio"] < high]
             averages = [mean([values[measure] for values in inside]) for measure in MEASURES]
-            cells.append("{:.2f} / {} / {}".format(averages[0], *(f"{value:.4f}".lstrip("0") for value in averages[1:])))
+            small = [f"{value:.4f}".lstrip("0") for value in averages[1:]]
+            cells.append(" / ".join([f"{averages[0]:.2f}", *small]))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from datasets.detection import DetectedFace, box_of_landmarks, landmarks_of_box
 from utils.errors import UserError
+from utils.files import read_text
 
 FORMS = "give five points x,y,x,y,... or a box left,top,right,bottom in the photo's pixels"
 
@@ -22,7 +24,7 @@ def as_face(place: Any, where: str = "landmarks") -> DetectedFace:
         place = place.get("landmarks", place.get("box"))
     try:
         values = np.asarray(place, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may be larger than any float
         values = np.empty(0)
     if not np.isfinite(values).all() or values.size not in (4, 10):
         raise UserError(f"{where}: {FORMS}")
@@ -47,13 +49,14 @@ def _is_one(places: Any) -> bool:
     """Four or ten numbers, or five pairs of them."""
     try:
         shape = np.asarray(places, dtype=np.float64).shape
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return shape in ((4,), (10,), (5, 2))
 
 
 class GivenFaces:
-    """What --landmarks says: the same places for every photo, or places by the photo's name (file, or without suffix)."""
+    """What --landmarks says: the same places for every photo, or places by the photo's name, with or without suffix.
+    """
 
     def __init__(self, text: str):
         """Raises UserError if the text is neither numbers, nor JSON, nor a readable JSON file."""
@@ -78,16 +81,15 @@ def _read(text: str, where: str) -> Any:
         return [float(number) for number in text.replace(",", " ").split()]
     except ValueError:
         pass
-    try:
-        return _parse(Path(text).read_text(encoding="utf-8"), where)
-    except FileNotFoundError:
-        raise UserError(f"{where}: there is no such file; {FORMS}, or a JSON file of them") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read ({error})") from None
+    if not os.path.exists(text):
+        raise UserError(f"{where}: there is no such file; {FORMS}, or a JSON file of them")
+    return _parse(read_text(text), where)
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply; {FORMS}") from None
+    except ValueError as error:
         raise UserError(f"{where}: is not JSON ({error})") from None

@@ -51,8 +51,8 @@ def part_of_face(name: str, landmarks: np.ndarray, face: np.ndarray) -> np.ndarr
     """A named part of a fitted face: bool (256, 256).
 
     name: one of REGIONS, left and right as seen in the picture. landmarks (68, 2): x, y in crop pixels. face: bool
-    (256, 256), where the mesh is. Eyes (with brows), nose and mouth have a margin; the halves are divided by the line from
-    the nose's root to the chin, and below the eyes at a third of the way from the nose's root to its base.
+    (256, 256), where the mesh is. Eyes (with brows), nose and mouth have a margin; the halves are divided by the line
+    from the nose's root to the chin, and below the eyes at a third of the way from the nose's root to its base.
     """
     eyes_apart = np.hypot(*(landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)))
     points = {"eyes": landmarks[np.r_[17:27, 36:48]], "nose": landmarks[27:36], "mouth": landmarks[48:68]}
@@ -86,8 +86,8 @@ def parse_regions(text: str | None) -> tuple[str, ...]:
 def read_photo_mask(mask: str | Path, photo_path: Path, size: tuple[int, int], visible: bool = False) -> np.ndarray:
     """The hole of a photo of size (height, width): bool, from a picture or from a folder with one named like the photo.
 
-    visible: white marks what is visible instead. A mask of another size but the same shape is scaled. Raises UserError if
-    it is missing, unreadable or of another shape.
+    visible: white marks what is visible instead. A mask of another size but the same shape is scaled. Raises UserError
+    if it is missing, unreadable or of another shape.
     """
     mask = Path(mask)
     if mask.is_dir():
@@ -98,8 +98,8 @@ def read_photo_mask(mask: str | Path, photo_path: Path, size: tuple[int, int], v
     height, width = hole.shape
     if not _same_shape(width, height, size):
         turned = _same_shape(height, width, size)
-        raise UserError(f"{mask}: the mask is {width}x{height} pixels, {photo_path} is {size[1]}x{size[0]}: a mask must "
-                        "show the whole photo" + (", the way up it is seen" if turned else ""))
+        raise UserError(f"{mask}: the mask is {width}x{height} pixels, {photo_path} is {size[1]}x{size[0]}: a mask "
+                        "must show the whole photo" + (", the way up it is seen" if turned else ""))
     if hole.shape != tuple(size):
         hole = np.asarray(Image.fromarray(hole).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return ~hole if visible else hole

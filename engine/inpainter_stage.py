@@ -196,7 +196,7 @@ class InpainterStage(Stage):
 
 
 def random_hole(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, bool]:
-    """A training hole, bool (height, width), and whether to restrict it to the face: a rectangle, or ellipses anywhere."""
+    """A training hole, bool (height, width), and whether it stays on the face: a rectangle, or ellipses anywhere."""
     if rng.random() < RECTANGLES:
         return random_rectangle(rng, height, width), True
     return blobs(rng, height, width), False

@@ -1,4 +1,4 @@
-"""The fitted head as files that mesh viewers open: Wavefront OBJ (with its material) and PLY, both with a UV texture."""
+"""The fitted head as files that mesh viewers open: Wavefront OBJ (with its material) and PLY, both with a texture."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,16 +7,19 @@ import numpy as np
 from scipy import ndimage
 
 from engine.photo import CompletedFace, FittedHead
-from utils.images import write_bytes, write_image
+from utils.files import write_bytes
+from utils.images import write_image
 
 MILLIMETRES = 1e-3  # of a micrometre
 TEXTURE = "head_texture.png"
+HEAD_FILES = (TEXTURE, "head.mtl", "head.obj", "head.ply")
 
 
 def write_head(face: CompletedFace, folder: Path) -> None:
     """Write head.obj, head.mtl, head.ply and head_texture.png: the head upright, in millimetres, y up, z to the front.
 
-    The texture is the completed one. Triangles that the UV map does not show (the back of the head) have its mean colour.
+    The texture is the completed one. Triangles that the UV map does not show (the back of the head) have its mean
+    colour.
     """
     texture = _extended(face.texture_out, face.head.uv_mask)
     colour = face.texture_out[face.head.uv_mask].mean(axis=0)

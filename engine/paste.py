@@ -16,7 +16,7 @@ from models.grain import match_detail
 
 SURROUNDINGS = 24.0  # crop pixels around a hole that are looked at
 SMOOTHING = 1.0  # crop pixels over which the difference between photo and completion is averaged at the seam
-REACH = 12.0  # crop pixels into the hole over which that difference fades to 1 / e; the completion's own light counts there
+REACH = 12.0  # crop pixels into the hole over which that difference fades to 1 / e: deeper in, the completion is right
 FEATHER = 1.5  # crop pixels over which the completion fades in where it meets hidden pixels that are kept
 
 
@@ -81,7 +81,8 @@ def _carried_in(difference: np.ndarray, known: np.ndarray, scale: float) -> np.n
     if not weight.any():
         return np.zeros_like(difference)
     sigma = SMOOTHING * scale / shrink
-    smooth = cv2.GaussianBlur(values, (0, 0), sigma) / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)[..., None]
+    share = np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)[:, :, None]
+    smooth = cv2.GaussianBlur(values, (0, 0), sigma) / share
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (smooth, weight)]
     carried = pull_push(tensors[0].permute(2, 0, 1)[None], tensors[1][None, None])
     return cv2.resize(carried[0].permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_LINEAR)

@@ -196,7 +196,8 @@ class PhotoCompleter:
         self._remark(name, mask, plans, used, completed, remarks)
         return CompletedPhoto(photo, result, used, tuple(completed), tuple(remarks))
 
-    def _choose(self, photo: np.ndarray, name: str, landmarks: Any, remarks: list[str]) -> list[tuple[int, DetectedFace]]:
+    def _choose(self, photo: np.ndarray, name: str, landmarks: Any,
+                remarks: list[str]) -> list[tuple[int, DetectedFace]]:
         """The faces to complete and their numbers."""
         if landmarks is None:
             try:
@@ -204,8 +205,8 @@ class PhotoCompleter:
             except NoFaceError as error:
                 raise NoFaceError(f"{error}, or say where the face is with --landmarks") from None
         else:
-            given = landmarks if isinstance(landmarks, list) and isinstance(landmarks[0], DetectedFace) else \
-                as_faces(landmarks, f"{name}: landmarks")
+            known = isinstance(landmarks, list) and landmarks and isinstance(landmarks[0], DetectedFace)
+            given = landmarks if known else as_faces(landmarks, f"{name}: landmarks")
             faces = sorted(given, key=lambda face: -face.area)
         numbered = list(enumerate(faces, start=1))
         if self.options.face is not None:
@@ -305,7 +306,8 @@ class PhotoCompleter:
         maps = _uv_pictures(completion)
         landmarks = completion.landmarks[0].cpu().numpy() + self.window.start
         share = float((hole & coverage).sum() / max(coverage.sum(), 1))
-        return CompletedFace(number, found, alignment, crop, hole, output, *maps, landmarks, self._head(completion), share)
+        return CompletedFace(number, found, alignment, crop, hole, output, *maps, landmarks, self._head(completion),
+                             share)
 
     def _skin(self, completion: Completion, coverage: np.ndarray) -> np.ndarray:
         """The crop's pixels that show the completed face's skin: bool (256, 256)."""

@@ -28,9 +28,12 @@ import zbuffer
 from datasets.alignment import CROP_SIZE
 from engine.photo import CompletedFace, CompletedPhoto, FittedHead
 from models.renderer import vertex_normals
-from utils.images import write_bytes, write_image
+from utils.files import output_folder, write_bytes
+from utils.images import write_image
 
 FACE_PICTURES = ("original", "input", "output", "texture_in", "texture_out", "albedo_in", "albedo_out")
+FACE_FILES = tuple(f"{name}.png" for name in (*FACE_PICTURES, "mask", "mesh"))
+PHOTO_FILES = ("complete_output.png", "overview.png", "mask_photo.png", "faces.json")
 GAP = 4  # pixels between the pictures of an overview
 TITLE = 18  # pixels of height for the pictures' titles
 OVERVIEW_WIDTH = 640  # pixels; wider photos are shown smaller
@@ -48,13 +51,18 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
     """
     meshes = [mesh_overlay(face) for face in result.faces]
     for place, (face, mesh) in enumerate(zip(result.faces, meshes), start=1):
-        _write_face(face, mesh, folder if place == 1 else folder / f"face{place}")
+        _write_face(face, mesh, face_folder(folder, place))
     write_image(folder / "mask_photo.png", result.mask)
     write_image(folder / "overview.png", overview(result, meshes))
     faces = [{"number": face.number, "box": np.round(face.found.box, 2).tolist(), "score": round(face.found.score, 4),
               "landmarks": np.round(face.found.landmarks, 2).tolist()} for face in result.faces]
     write_bytes(folder / "faces.json", (json.dumps({"faces": faces}, indent=1) + "\n").encode())
     write_image(folder / "complete_output.png", result.complete_output, colour_profile)
+
+
+def face_folder(folder: Path, place: int) -> Path:
+    """Where the files of a photo's completed face go, the first being 1. Raises UserError if a link leads out."""
+    return folder if place == 1 else output_folder(folder, f"face{place}")
 
 
 def _write_face(face: CompletedFace, mesh: np.ndarray, folder: Path) -> None:
@@ -70,8 +78,8 @@ def write_landmarks(face: CompletedFace, path: Path) -> None:
 
 
 def overview(result: CompletedPhoto, meshes: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """Photo, and for each completed face a row of crop, found hole, mesh, albedo in and out, and output; then the result:
-    uint8 (H, W, 3). meshes: the faces' :func:`mesh_overlay`, if they are drawn already."""
+    """Photo, and for each completed face a row of crop, found hole, mesh, albedo in and out, and output; then the
+    result: uint8 (H, W, 3). meshes: the faces' :func:`mesh_overlay`, if they are drawn already."""
     rows = []
     for face, mesh in zip(result.faces, meshes or map(mesh_overlay, result.faces)):
         row = [("face", face.original), ("hole", hole_overlay(face.original, face.hole)), ("mesh", mesh),

@@ -6,12 +6,14 @@ import html
 import io
 from pathlib import Path
 from typing import Sequence
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from engine.photo_folder import Outcome
-from utils.images import read_image, write_bytes
+from utils.files import write_bytes
+from utils.images import read_image
 
 LONGEST_SIDE = 1280  # pixels; larger photos are shown smaller
 OVERVIEW_WIDTH = 1800
@@ -20,7 +22,8 @@ QUALITY = 88
 # The slider is an ordinary range input, so that keyboard and touch work; it tells the style its value.
 SLIDER_STYLE = """.pair { position: relative; display: inline-block; max-width: 100%; line-height: 0; --at: 50%; }
 .pair img { display: block; max-width: 100%; max-height: 85vh; height: auto; }
-.pair .before { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
+.pair .before { position: absolute; inset: 0; width: 100%; height: 100%;
+  clip-path: inset(0 calc(100% - var(--at)) 0 0); }
 .pair .line { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px; background: #fff;
   box-shadow: 0 0 3px #000; pointer-events: none; }
 .pair .line::after { content: "\\2194"; position: absolute; top: 50%; left: 50%; transform: translate(-50%, -50%);
@@ -42,7 +45,8 @@ _PAGE = """<!DOCTYPE html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 1320px; }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.05rem; margin: 2.2rem 0 .4rem; overflow-wrap: anywhere; }}
-.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; }} td, th {{ padding: .15rem .8rem .15rem 0;
+  text-align: left; }}
 td.n, th.n {{ text-align: right; }}
 p {{ margin: .3rem 0; }} .failed {{ color: #c0392b; }}
 {slider_style}
@@ -52,8 +56,8 @@ details {{ margin: .5rem 0; }} details img {{ max-width: 100%; height: auto; }}
 <body>
 <h1>Completed photos</h1>
 <p>{counts}. Drag across a photo, or use the arrow keys, to compare it before and after.</p>
-<div class="wide"><table><tr><th>photo</th><th>status</th><th class="n">pixels</th><th class="n">faces</th><th class="n">hidden</th>
-<th class="n">seconds</th></tr>
+<div class="wide"><table><tr><th>photo</th><th>status</th><th class="n">pixels</th><th class="n">faces</th>
+<th class="n">hidden</th><th class="n">seconds</th></tr>
 {rows}
 </table></div>
 {photos}
@@ -66,7 +70,8 @@ def write_report(outcomes: Sequence[Outcome], path: Path) -> Path:
     """Write the page; the photos are read from where they are, their results from their folders. Returns the path."""
     done = [outcome for outcome in outcomes if outcome.status != "failed"]
     counts = f"{len(done)} of {len(outcomes)} photos"
-    page = _PAGE.format(slider_style=SLIDER_STYLE, counts=counts, rows="\n".join(map(_row, outcomes)), photos="\n".join(map(_photo, done)))
+    page = _PAGE.format(slider_style=SLIDER_STYLE, counts=counts, rows="\n".join(map(_row, outcomes)),
+                        photos="\n".join(map(_photo, done)))
     write_bytes(path, page.encode())
     return path
 
@@ -75,8 +80,9 @@ def _row(outcome: Outcome) -> str:
     name = html.escape(outcome.name)
     if outcome.status == "failed":
         return f'<tr class="failed"><td>{name}</td><td colspan="5">{html.escape(outcome.error)}</td></tr>'
-    cells = (f"{outcome.width}x{outcome.height}", outcome.faces, f"{100 * outcome.hidden:.0f} %", f"{outcome.seconds:.1f}")
-    return (f'<tr><td><a href="#{name}">{name}</a></td><td>{outcome.status}</td>'
+    cells = (f"{outcome.width}x{outcome.height}", outcome.faces, f"{100 * outcome.hidden:.0f} %",
+             f"{outcome.seconds:.1f}")
+    return (f'<tr><td><a href="#{html.escape(quote(outcome.name))}">{name}</a></td><td>{outcome.status}</td>'
             + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>")
 
 

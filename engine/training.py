@@ -69,7 +69,7 @@ class TrainingOptions:
 
 
 class _BadStep(Exception):
-    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, as far as is known?"""
+    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, so far as known?"""
 
     def __init__(self, what: str, value: float, step: int, mine: bool = True):
         super().__init__(f"{what} is {value}")
@@ -175,6 +175,8 @@ class Trainer:
             self.position += self.options.accumulate
             remaining -= self.options.accumulate
             self.step += 1
+            if self.world.size == 1:  # several processes agree in their next look at the losses
+                self.interrupted = self.interrupted or self._asked_to_stop
             if remaining == 0:
                 self.epoch, self.position = self.epoch + 1, 0
             if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:

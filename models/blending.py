@@ -77,9 +77,9 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     """Fill hidden pixels beside the face from its surroundings, so that skin does not spread over the background.
 
     image (B, 3, H, W) in [-1, 1], the face in place; hole (B, 1, H, W) bool, what is to be filled; face (B, 1, H, W)
-    bool, the pixels that show the face, outside the hole. Telea's method from the visible pixels that are no face, then again
-    from both sides over the RIM pixels next to the face, for a soft outline. Where the whole surroundings are hidden,
-    from the face. Pixels outside the hole come back bit-identical; hidden pixels are not read.
+    bool, the pixels that show the face, outside the hole. Telea's method from the visible pixels that are no face, then
+    again from both sides over the RIM pixels next to the face, for a soft outline. Where the whole surroundings are
+    hidden, from the face. Pixels outside the hole come back bit-identical; hidden pixels are not read.
     """
     needed = hole.flatten(1).any(1)[:, None, None, None]
     surroundings = torch.where(hole, telea(image, (hole | face) & needed), image)

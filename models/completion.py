@@ -67,8 +67,8 @@ class Completion:
     output (B, 3, H, W) in [-1, 1], bit-identical to the input outside the hole; hole (B, 1, H, W) bool.
     code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x
     (column), y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256)
-    log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1 outside the face.
-    shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
+    log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1
+    outside the face. shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
     rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
     face (B, 3, H, W): label probabilities of the completed image, or None without an occlusion net.
     """
@@ -242,8 +242,8 @@ def check_images(image: torch.Tensor, hole: torch.Tensor) -> None:
 def visible_face(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     """How far each pixel may be trusted to show the face's colours, in [0, 1]: (B, 1, H, W).
 
-    probability (B, 1, H, W) that it is face; hole (B, 1, H, W) bool. Its least value at the pixel and its neighbours (the
-    outlines of face and hole are mixed with hair, glasses and background), to the power TRUST_POWER.
+    probability (B, 1, H, W) that it is face; hole (B, 1, H, W) bool. Its least value at the pixel and its neighbours
+    (the outlines of face and hole are mixed with hair, glasses and background), to the power TRUST_POWER.
     """
     return (-F.max_pool2d(-probability * ~hole, 2 * FACE_RIM + 1, 1, FACE_RIM)) ** TRUST_POWER
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import torch
 
-FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one has twice that
+FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one is twice that
 COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of its own
 MIN_SAMPLES = 150  # pixels from which the detail of an area can be told
 SAMPLES = 40_000  # pixels that are looked at to tell it
@@ -19,10 +19,14 @@ _FROM_YCC = np.linalg.inv(_TO_YCC).astype(np.float32)
 def match_grain(image: torch.Tensor, hole: torch.Tensor, skin: torch.Tensor) -> torch.Tensor:
     """Aligned images (B, 3, H, W) in [-1, 1] with the filled hole as sharp and grainy as around it.
 
-    hole, skin: (B, 1, H, W) bool. Each image for itself, always with the same noise; outside the hole bit-identical.
+    hole, skin: (B, 1, H, W) bool; a hole may be empty. Each image for itself, always with the same noise; outside the
+    hole bit-identical.
     """
     results = []
     for picture, hidden, area in zip(image, hole, skin):
+        if not hidden.any():
+            results.append(picture)
+            continue
         levels = ((picture.detach().float() + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
         inside = hidden[0].cpu().numpy()
         matched = match_detail(levels, inside, inside, area[0].cpu().numpy(), 1.0, 0)
@@ -35,14 +39,14 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
                  seed: int) -> np.ndarray:
     """The picture (h, w, 3) float32 with the hole's fine detail as strong as that of the visible pixels: float32.
 
-    picture: in levels of 0 to 255, the hole filled. hole, hidden: bool (h, w), the pixels to be changed, and all that
-    may not be read, `hole` among them. skin: bool (h, w). scale: pixels of the picture for one of the aligned crop.
-    seed: of the grain.
+    picture: in levels of 0 to 255, the hole filled. hole, hidden: bool (h, w), the pixels to be changed (at least one),
+    and all that may not be read, `hole` among them. skin: bool (h, w). scale: pixels of the picture for one of the
+    aligned crop. seed: of the grain.
 
-    Band by band (differences of Gaussians), down to what the crop resolves: a band that is weaker in the hole than around
-    it gets noise of the same band. Strength is the median deviation, which edges hardly change; skin and what lies beside
-    it are compared with their own kind. A band whose edges are stronger in the hole than anywhere around, as in a blurred
-    photo, is damped.
+    Band by band (differences of Gaussians), down to what the crop resolves: a band that is weaker in the hole than
+    around it gets noise of the same band. Strength is the median deviation, which edges hardly change; skin and what
+    lies beside it are compared with their own kind. A band whose edges are stronger in the hole than anywhere around,
+    as in a blurred photo, is damped.
     """
     generator = np.random.default_rng(seed)
     picture = cv2.transform(picture.astype(np.float32), _TO_YCC)

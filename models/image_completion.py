@@ -30,7 +30,7 @@ class ImageResult:
 
 
 class ImageInpainter(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1], 0 where hidden, and visible (B, 1, H, W) -> what the network sees there (B, 3, H, W).
+    """Image (B, 3, H, W) in [-1, 1], 0 where hidden, and visible (B, 1, H, W) -> what the network sees (B, 3, H, W).
 
     H and W are multiples of 64. The network works on pictures of half the size.
     """

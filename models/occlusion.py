@@ -56,7 +56,7 @@ class OcclusionNet(nn.Module):
                              f"got {tuple(image.shape)}")
         size = image.shape[-2:]
         if self.reduction < 1:
-            # Whole multiples of the deepest map's stride, as in training: else maps are padded on one side on the way up.
+            # Multiples of the deepest map's stride, as in training: else maps are padded on one side on the way up.
             reduced = [MIN_SIZE * max(1, round(side * self.reduction / MIN_SIZE)) for side in size]
             image = F.interpolate(image, reduced, mode="area")
         scores = self._scores(image)

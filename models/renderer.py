@@ -171,8 +171,8 @@ class Renderer(nn.Module):
         positions (B, V, 3) and their raster; normals (B, 3, 192, 256) from :meth:`uv_normals`. A texel is visible if
         its normal faces the camera, it lies inside the image, and every pixel that its bilinear sample uses shows the
         surface at the texel's depth: the plane of the pixel's triangle, continued to the texel's position, agrees
-        within VISIBILITY_TOLERANCE / normal_z. So neither self-occluded texels nor those on an outline, whose sample is mixed with
-        what lies behind, are visible.
+        within VISIBILITY_TOLERANCE / normal_z. So neither self-occluded texels nor those on an outline, whose sample is
+        mixed with what lies behind, are visible.
         """
         batch, height, width = raster.mask.shape
         rows, columns, depth = self._at_texels(positions).unbind(-1)  # (B, N) each

@@ -77,7 +77,8 @@ def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Mod
         raise UserError(f"no weights for the {name}: name a file with {_OPTIONS[name]}")
     if not Path(path).exists():
         how = "make it with python -m engine.linear_fill" if name == "linear" else f"train it with --stage {name}"
-        raise UserError(f"the {name}'s weights {path} do not exist; give the right file with {_OPTIONS[name]}, or {how}")
+        raise UserError(f"the {name}'s weights {path} do not exist: "
+                        f"give the right file with {_OPTIONS[name]}, or {how}")
     content = checkpoints.load(path)
     if content.get("format") == checkpoints.WEIGHTS_FORMAT:
         state, metadata = checkpoints.weights_of(content, name, str(path))
@@ -112,6 +113,6 @@ def _fill(create: Callable[[Mapping], nn.Module], state: Mapping, path: str | os
     """A network in evaluation mode that holds these very tensors; UserError with all keys that do not fit."""
     with torch.device("meta"):  # initial weights would only be thrown away, and take longer to make than these to read
         network = create(state)
-    checkpoints.check_state(str(path), state, {key: tuple(value.shape) for key, value in network.state_dict().items()})
+    checkpoints.check_fits(network, state, str(path))
     network.load_state_dict(state, assign=True)
     return network.eval()

@@ -215,9 +215,12 @@ def fuzz_alignment(rng: Rng, folder: Path) -> None:
     photo = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     crop = alignment.crop(photo)
     assert crop.shape == (CROP_SIZE, CROP_SIZE, 3) and crop.dtype == np.uint8
-    hole = np.zeros((CROP_SIZE, CROP_SIZE), bool)
-    assert np.array_equal(alignment.paste_back(photo, crop, hole), photo)
-    assert alignment.paste_back(photo, crop).shape == photo.shape
+    assert not alignment.crop_mask(np.zeros((height, width), bool)).any()
+    hole = rng.random((CROP_SIZE, CROP_SIZE)) < 0.01
+    region = alignment.photo_region(hole)
+    if region is not None:
+        assert alignment.mask_in_photo(hole, region).shape == photo[region].shape[:2]
+        assert alignment.resample(crop, region).shape == photo[region].shape
 
 
 def fuzz_settings(rng: Rng, folder: Path) -> None:

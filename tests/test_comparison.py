@@ -43,3 +43,6 @@ def test_an_evaluation_without_truth_has_no_scores(tmp_path):
     (folder / "metrics.csv").write_text(HEADER + "a,0.4,,,\n")
     with pytest.raises(UserError, match="no scores"):
         comparison.read(folder)
+    (folder / "metrics.csv").write_text(HEADER)
+    with pytest.raises(UserError, match="nothing was evaluated"):
+        comparison.read(folder)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,28 @@ def test_uploads_vanish_by_themselves_and_at_the_end():
         demo_app.sweep(folder, demo_app.UPLOAD_SECONDS)
         assert [path.name for path in folder.rglob("*") if path.is_file()] == ["new.png"]
     assert not folder.exists()
+
+
+def test_it_listens_here_alone_and_leaves_nothing_behind(monkeypatch):
+    """What Gradio is told: this machine, no tunnel, a limit of uploads, and a folder that is gone at the end."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    told = {}
+
+    class Page:
+        def launch(self, **options):
+            folder = Path(os.environ["GRADIO_TEMP_DIR"])
+            (folder / "upload.png").write_bytes(b"x")
+            told.update(options, folder=folder)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_app, "load_gradio", lambda: None)
+    monkeypatch.setattr(demo_app, "build_page", lambda demo: Page())
+    monkeypatch.setattr("engine.photo.load_completer", lambda *values, **options: completer())
+    monkeypatch.setattr("signal.signal", lambda *values: None)
+    with pytest.raises(KeyboardInterrupt):
+        demo_app.main([])
+    assert told["server_name"] == "127.0.0.1" and told["share"] is False and told["max_file_size"] == "30mb"
+    assert not told["folder"].exists()
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch):

@@ -197,3 +197,9 @@ def test_masks_beside_another_size(tmp_path, completion):
     options = EvaluationOptions(tmp_path / "out", source="file", masks=MaskFolder(tmp_path), log_type="traditional")
     results = Evaluator(SmallFaces(1), completion, options, None).run()
     assert results.ratios == [1.0]
+
+
+def test_the_2d_baseline_refuses_the_window():
+    """224 pixels are no multiple of what its network needs."""
+    with pytest.raises(UserError, match="--resolution"):
+        build.build_completion(settings(model_type="2d", resolution=[224, 224], ngpu=0))

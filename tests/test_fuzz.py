@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_zbuffer_rasterize import HAS_CPU_UNIT
 
 import zbuffer
+from engine.given_faces import GivenFaces
 from engine.landmark_evaluation import read_annotations
 from engine.portraits import read_points
 from utils import config
@@ -68,7 +69,20 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
                     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
                     max_leaves=30)
 POINT = st.lists(st.floats() | st.integers(), min_size=2, max_size=2)
+BOX_LISTS = st.lists(st.floats() | st.integers(), min_size=4, max_size=4)
 POINT_LISTS = st.sampled_from([5, 68]).flatmap(lambda count: st.lists(POINT, min_size=count, max_size=count))
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(content=JSON | BOX_LISTS | POINT_LISTS | st.dictionaries(st.text(max_size=5), JSON | BOX_LISTS, max_size=3)
+       | st.fixed_dictionaries({"faces": st.lists(JSON | BOX_LISTS, max_size=3)}))
+def test_any_json_for_landmarks_gives_faces_or_one_line(content):
+    text = json.dumps(content)
+    try:
+        given = GivenFaces(text if text[0] in "[{" else f"[{text}]")
+    except UserError:
+        return
+    assert given.of(Path("a.png")) is None or all(face.landmarks.shape == (5, 2) for face in given.of(Path("a.png")))
 
 
 @in_one_folder

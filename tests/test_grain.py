@@ -37,3 +37,11 @@ def test_a_grey_picture_gets_grey_grain():
     image = image[:, :1].expand(-1, 3, -1, -1)
     matched = match_grain(image, hole, torch.ones_like(hole))
     assert (matched.amax(1) - matched.amin(1)).max() < 1e-3
+
+
+def test_a_picture_without_a_hole_stays():
+    """As evaluation has it where the occlusion net finds nothing."""
+    image, hole = grainy(0.1)
+    skin, none = torch.ones_like(hole).repeat(2, 1, 1, 1), torch.zeros_like(hole)
+    both = match_grain(image.repeat(2, 1, 1, 1), torch.cat([none, hole]), skin)
+    assert torch.equal(both[:1], image) and torch.equal(both[1:], match_grain(image, hole, skin[:1]))

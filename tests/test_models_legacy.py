@@ -181,3 +181,9 @@ def test_wrong_and_missing_files(tmp_path):
     checkpoints.save(tmp_path / "train.pth", {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION,
                                               "networks": {"encoder": {}}})
     assert "training checkpoint of encoder" in _error(weights.load_inpainter, tmp_path / "train.pth")
+
+
+def test_weights_that_are_no_floating_point_are_refused():
+    state = {"weight": torch.ones(3, 2, dtype=torch.int64), "bias": torch.ones(3)}
+    message = _error(weights._fill, lambda state: torch.nn.Linear(2, 3), state, "enc.pth")
+    assert "enc.pth" in message and "another type" in message

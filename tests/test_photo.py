@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -15,10 +16,10 @@ from datasets.detection import DetectedFace, NoFaceError, box_of_landmarks, land
 from datasets.faces import astronaut
 from engine import holes
 from engine.given_faces import GivenFaces, as_faces
-from engine.mesh_export import write_head
+from engine.mesh_export import HEAD_FILES, write_head
 from engine.photo import PhotoCompleter, PhotoOptions
 from engine.photo_folder import Job, complete_all, complete_file, summary
-from engine.photo_pictures import overview, write_pictures
+from engine.photo_pictures import PHOTO_FILES, overview, write_pictures
 from engine.photo_report import write_report
 from test_test_my import QuickCompletion
 from utils.errors import UserError
@@ -60,11 +61,12 @@ def hole(shape=(512, 512), top=120, bottom=150, left=200, right=250) -> np.ndarr
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    """Of all pictures, only those that say something about the photo are written: most of the time goes into the others."""
+    """Only the pictures that say something about the photo are written: most of the time goes into the others."""
     def write(result, folder, colour_profile=None):
         write_image(folder / "overview.png", result.faces[0].original)
         write_image(folder / "mask_photo.png", result.mask)
         write_image(folder / "complete_output.png", result.complete_output, colour_profile)
+        (folder / "faces.json").write_text("{}")
 
     monkeypatch.setattr("engine.photo_folder.write_pictures", write)
 
@@ -266,10 +268,21 @@ def test_landmarks_on_the_command_line_and_by_name(tmp_path):
     assert named.of(tmp_path / "c.png") is None
 
 
-@pytest.mark.parametrize("given", [[], [1, 2, 3], "nose", {"eyes": 1}, [[1, 2], [3]], [float("nan")] * 4, None, [5, 5, 1, 9]])
+@pytest.mark.parametrize("given", [[], [1, 2, 3], "nose", {"eyes": 1}, [[1, 2], [3]], [float("nan")] * 4, None,
+                                   [5, 5, 1, 9]])
 def test_other_landmarks_are_refused(given):
     with pytest.raises(UserError):
         as_faces(given)
+    if given is not None:  # which says nothing about the faces
+        with pytest.raises(UserError):
+            completer().complete(astronaut(), mask=hole(), landmarks=given)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, f"[1{'0' * 400}, 1, 2, 3]", "x\0.json", "y" * 5000, "{", "."])
+def test_texts_that_are_no_landmarks_are_one_line(text):
+    with pytest.raises(UserError) as caught:
+        GivenFaces(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_box_and_landmarks_are_inverse_for_an_upright_face():
@@ -370,15 +383,51 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(few_pictures, tmp_path
 
     assert run() == dict.fromkeys("abc", "done")
     assert run() == dict.fromkeys("abc", "earlier") and quick.completion.calls == 3
-    (tmp_path / "out/b/result.json").unlink()
+    record = json.loads((tmp_path / "out/b/result.json").read_text())
+    (tmp_path / "out/b/result.json").write_text(json.dumps({"photo": record["photo"]}))  # as after a kill
     photo = astronaut()
     photo[:9] = 0
     write_image(photos["c"], photo)
     assert run() == {"a": "earlier", "b": "done", "c": "done"}
     assert run(Job(save_mesh=True)) == dict.fromkeys("abc", "done") and (tmp_path / "out/a/head.ply").exists()
     assert run(Job(save_mesh=True), completer(source="random", seed=1)) == dict.fromkeys("abc", "done")
-    (tmp_path / "out/a/result.json").write_text("{")
-    assert run(Job(save_mesh=True), completer(source="random", seed=1))["a"] == "done"
+    for damaged in ("{", "[]", '{"photo": 3}'):  # nothing says whose they are
+        (tmp_path / "out/a/result.json").write_text(damaged)
+        assert run(Job(save_mesh=True), completer(source="random", seed=1))["a"] == "failed"
+    assert run(Job(save_mesh=True), completer(source="random", seed=1), overwrite=True)["a"] == "done"
+
+
+def test_nothing_stale_stays_and_nothing_of_others_goes(few_pictures, tmp_path):
+    photo, *faces = two_faces()
+    write_image(tmp_path / "a.png", photo)
+    out = tmp_path / "out"
+    (out / "face3").mkdir(parents=True)
+    for name in ("head.txt", "face3/output.png"):
+        (out / name).write_text("mine")
+    complete_file(completer(*faces, min_face=40), tmp_path / "a.png", out, Job(save_landmarks=True, save_mesh=True))
+    assert {path.name for path in (out / "face2").iterdir()} == {"landmarks.txt", *HEAD_FILES}
+    (out / ".complete_output.png.x.tmp").write_text("left by a kill")
+    complete_file(completer(*faces, face=1), tmp_path / "a.png", out)
+    assert {path.name for path in out.iterdir()} == {*PHOTO_FILES, "head.txt", "face3", "result.json"}
+    assert (out / "face3/output.png").exists()
+
+
+def test_a_record_cannot_name_files_elsewhere(few_pictures, tmp_path):
+    write_image(tmp_path / "a.png", astronaut())
+    complete_file(completer(), tmp_path / "a.png", tmp_path / "out")
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    (tmp_path / "head.ply").write_text("mine")
+    names = ["../head.ply", str(tmp_path / "head.ply"), "face2/../../head.ply", 3]
+    (tmp_path / "out/result.json").write_text(json.dumps({**record, "files": names}))
+    complete_file(completer(), tmp_path / "a.png", tmp_path / "out")
+    assert (tmp_path / "head.ply").exists()
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    """A pipe that nobody writes into would be waited for."""
+    os.mkfifo(tmp_path / "a.png")
+    outcome, = complete_all(completer(), {"a": tmp_path / "a.png"}, tmp_path / "out", Job())
+    assert outcome.status == "failed" and "ordinary file" in outcome.error
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -422,7 +471,7 @@ def test_load_completer_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
     from engine.photo import REPOSITORY, load_completer
 
     asked = {}
-    monkeypatch.setattr(build, "build_completion", lambda settings, device: asked.update(vars(settings)))
+    monkeypatch.setattr(build, "build_completion", lambda settings, device, grain: asked.update(vars(settings)))
     monkeypatch.setattr("datasets.detection.Detector", FixedDetector)
     monkeypatch.chdir(tmp_path)
     loaded = load_completer(options=PhotoOptions(seed=3), ngpu=0, niters=1)

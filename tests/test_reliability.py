@@ -241,7 +241,7 @@ def test_loader_workers_do_not_matter(tmp_path):
         trainer = make_trainer(tmp_path / str(workers), make_stage("occlusion"), workers=workers, max_steps=6)
         losses = []
         log = trainer._log
-        trainer._log = lambda values: (losses.append(dict(values)), log(values))
+        trainer._log = lambda step, values: (losses.append(dict(values)), log(step, values))
         trainer.run()
         results.append((losses, trainer.scores, all_tensors(trainer)))
     for losses, scores, tensors in results[1:]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from datasets.synthetic import lighting as synthetic_lighting
 from datasets.synthetic.atlas import Atlas
 from datasets.synthetic.generator import sample_identity, streams
 from datasets.synthetic.pose import crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
+from utils import files
 from utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"image": (3, 256, 256), "labels": (256, 256), "shape": (228,), "scale": (), "pose": (5,), "light": (27,),
           "landmarks": (68, 2), "albedo": (3, 192, 256)}
 
@@ -209,6 +214,33 @@ def test_cache_is_resumed(small_cache, monkeypatch):
     write_cache(small_cache, "train", 2, seed=5, progress=False)
     assert rendered == [(2, 4)]
     assert_same(CachedFaces(small_cache)[3], SyntheticFaces("train", 4, seed=5)[3])
+
+
+HOLD = """
+import sys, time
+from utils import files
+with files.held(sys.argv[1], "another writer of faces", "wait"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_writers_of_one_cache_do_not_mix(tmp_path, monkeypatch):
+    """The second is refused before it changes anything; once the first is gone, however it ended, it may write."""
+    monkeypatch.setattr(cache_module, "SHARD", 1)
+    folder = tmp_path / "cache"
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by another writer of faces .process {first.pid}"):
+            write_cache(folder, "train", 1, progress=False)
+        assert [path.name for path in folder.iterdir()] == [files.LOCK_FILE]
+    finally:
+        first.kill()
+        first.communicate()
+    write_cache(folder, "train", 1, progress=False)
+    assert {path.name for path in folder.iterdir()} == {"cache.json", "shard_00000"}
+    assert len(CachedFaces(folder)) == 1
 
 
 def test_cache_refuses_what_does_not_fit(small_cache, tmp_path):

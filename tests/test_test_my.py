@@ -4,6 +4,10 @@ The way through the real FaceCompletion is taken once; the other tests have a qu
 """
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,12 +23,21 @@ from face_samples import StandInEncoder, StandInInpainter, StandInOcclusion, mor
 from models.completion import FaceCompletion
 from models.occlusion import OCCLUSION
 from models.renderer import Renderer
+from utils import files
 from utils.images import read_image, read_mask, write_image
 from utils.logging import run_script
 
 FACE_PICTURES = {"original.png", "input.png", "mask.png", "output.png", "texture_in.png", "texture_out.png",
                  "albedo_in.png", "albedo_out.png", "mesh.png"}
 PICTURES = FACE_PICTURES | {"complete_output.png", "mask_photo.png", "overview.png", "faces.json", "result.json"}
+ROOT = Path(__file__).resolve().parent.parent
+HOLD = """
+import sys, time
+from utils import files
+with files.held(sys.argv[1], "another run", "wait"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 RED = (255, 0, 0)  # an occluder to the stand-in
 
 
@@ -46,7 +59,8 @@ class QuickCompletion:
         blue = torch.tensor([-1.0, -1.0, 1.0])[None, :, None, None]
         uv = torch.zeros(1, 3, 192, 256)
         vertices = self.morphable.mean[None]
-        positions = torch.stack([128 - 1e-3 * vertices[..., 1], 128 + 1e-3 * vertices[..., 0], vertices[..., 2]], dim=-1)
+        x, y, z = vertices.unbind(-1)
+        positions = torch.stack([128 - 1e-3 * y, 128 + 1e-3 * x, z], dim=-1)
         return SimpleNamespace(output=torch.where(hole, blue, image), albedo_in=uv, uv_shade=uv + 1, texture_out=uv,
                                albedo_out=uv, uv_visible=uv[:, :1] > 0, landmarks=torch.zeros(1, 68, 2), face=None,
                                coverage=torch.ones_like(hole), vertices=vertices, positions=positions)
@@ -93,7 +107,7 @@ def occluded(portrait):
 def run(monkeypatch, tmp_path, detector):
     """Runs the script in an empty folder with the quick completion; returns its exit status."""
     from engine import build
-    monkeypatch.setattr(build, "build_completion", lambda settings, device=None: QuickCompletion())
+    monkeypatch.setattr(build, "build_completion", lambda settings, device, grain: QuickCompletion())
     monkeypatch.setattr("datasets.detection.Detector", lambda: detector)
     monkeypatch.chdir(tmp_path)
     return lambda *argv: run_script(test_my.main, ["--ngpu", "0", *argv])
@@ -104,7 +118,7 @@ def run_really(monkeypatch, run):
     """As `run`, with the real FaceCompletion around stand-in networks."""
     from engine import build
     completion = FaceCompletion(StandInEncoder(), StandInInpainter(), morphable(), StandInOcclusion(), iterations=1)
-    monkeypatch.setattr(build, "build_completion", lambda settings, device=None: completion)
+    monkeypatch.setattr(build, "build_completion", lambda settings, device, grain: completion)
     return run
 
 
@@ -275,6 +289,69 @@ def test_a_folder_ends_with_a_table_and_a_page_and_is_resumed(run, tmp_path, occ
     assert "2 photos: 0 completed, 2 by an earlier run" in capsys.readouterr().out
     assert run("--image", "photos", "--save-mesh", "--overwrite") == 0
     assert "2 photos: 2 completed" in capsys.readouterr().out
+
+
+def test_another_photo_of_the_same_name_is_replaced_only_when_asked(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "a/me.png", portrait[0])
+    write_image(tmp_path / "b/me.png", portrait[0][:, ::-1].copy())
+    hidden = ("--mask-source", "random")
+    assert run("--image", "a/me.png", *hidden) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "output/me").iterdir()}
+    capsys.readouterr()
+    assert run("--image", "b/me.png", *hidden) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "another photo" in line and "a/me.png" in line and "b/me.png" in line and "--overwrite" in line
+    assert {path.name: path.read_bytes() for path in (tmp_path / "output/me").iterdir()} == before
+    assert run("--image", "b", *hidden) == 1 and "another photo" in capsys.readouterr().err
+    assert run("--image", "b/me.png", *hidden, "--overwrite") == 0
+    assert json.loads((tmp_path / "output/me/result.json").read_text())["photo"][0] == str(tmp_path / "b/me.png")
+
+
+def test_the_example_is_repeated_but_replaces_nobodys_photo(run, tmp_path, capsys):
+    assert run() == 0 and run() == 0
+    write_image(tmp_path / "astronaut.png", np.full((300, 300, 3), 127, np.uint8))
+    capsys.readouterr()
+    assert run("--image", "astronaut.png") == 1
+    assert "scikit-image's astronaut" in capsys.readouterr().err
+    (tmp_path / "output/astronaut/result.json").unlink()
+    assert run() == 1 and "--overwrite" in capsys.readouterr().err
+
+
+def test_names_of_photos_stay_in_the_output_folder_and_apart(tmp_path):
+    for name in ("a.png", "a.jpg", "a_png.gif", "con.png", " x .png", "y\\z.png"):
+        (tmp_path / name).touch()
+    found = test_my.find_photos(tmp_path)
+    assert sorted(path.name for path in found.values()) == sorted(path.name for path in tmp_path.iterdir())
+    assert all(files.output_folder(tmp_path / "out", name) == tmp_path / "out" / name for name in found)
+    for name in ("..png", "...", ".hidden", "-.png"):
+        (tmp_path / "odd" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "odd" / name).touch()
+        folder, = test_my.find_photos(tmp_path / "odd" / name)
+        assert files.output_folder(tmp_path / "out", folder).parent == tmp_path / "out" and not folder.startswith(".")
+
+
+def test_a_linked_folder_of_results_is_refused(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "free.png", portrait[0])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/free").symlink_to(tmp_path / "elsewhere")
+    assert run("--image", "free.png") == 1
+    assert "link" in capsys.readouterr().err and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_two_runs_in_one_output_folder_do_not_mix(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "free.png", portrait[0])
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "output")], cwd=ROOT, stdout=subprocess.PIPE,
+                             text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        assert run("--image", "free.png") == 1
+        assert f"in use by another run (process {first.pid})" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "output").iterdir()] == [files.LOCK_FILE]
+    finally:
+        first.kill()
+        first.communicate()
+    assert run("--image", "free.png") == 0
 
 
 def test_a_region_of_a_face_given_by_hand(run, tmp_path, portrait):

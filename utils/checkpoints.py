@@ -325,14 +325,19 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:MAX_LISTED]) + (f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else "")
 
 
-def load_state(network, state: Mapping[str, object], what: str) -> None:
-    """Copies ``state`` into ``network``, strictly: UserError with all keys that are missing, extra or misshapen."""
+def check_fits(network, state: Mapping[str, object], what: str) -> None:
+    """UserError unless ``state`` has the network's keys, shapes and kinds of values (floating-point or not)."""
     own = network.state_dict()
     check_state(what, state, {key: tuple(value.shape) for key, value in own.items()})
     other = [key for key, value in state.items() if value.is_floating_point() != own[key].is_floating_point()]
     if other:
         raise UserError(f"{what}: values are of another type than the network's: {_listed(other)}; give a checkpoint "
                         "of this network")
+
+
+def load_state(network, state: Mapping[str, object], what: str) -> None:
+    """Copies ``state`` into ``network``, strictly: UserError with all keys that are missing, extra or misshapen."""
+    check_fits(network, state, what)
     network.load_state_dict(state)
 
 

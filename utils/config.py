@@ -80,8 +80,9 @@ OPTIONS = {
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
         Option("synthetic_cache", "path", None, "folder of built-in faces rendered in advance by "
                "python -m datasets.synthetic"),
-        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder, refiner and inpainter2d "
-               "learn from too; --stage encoder starts from the encoder of --3dmm-ckpt, which guesses their labels"),
+        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder, refiner and "
+               "inpainter2d learn from too; --stage encoder starts from the encoder of --3dmm-ckpt, which guesses "
+               "their labels"),
         Option("portrait_points", "path", None, "JSON {NAME: [[x, y], ...]} with 5 or 68 landmarks of each portrait in "
                "the crop's pixels, from any detector; default: MTCNN's five"),
         Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
@@ -169,15 +170,15 @@ OPTIONS = {
     ],
     "Own photos (test_my.py)": [
         Option("image", "path", None, "photo or folder of photos (default: inputs/; without it, an example photo)"),
-        Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: five "
-               "points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
+        Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: "
+               "five points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
                "left,top,right,bottom, or JSON or a JSON file with one or several of them, or with {NAME: ...}"),
         Option("face", "int", None, "complete only this face, counted from the largest, which is 1", least=1),
         Option("all_faces", "bool", False, "complete faces of every size"),
         Option("min_face", "int", 48, "pixels across from which a face is completed; the largest always is", least=0),
         Option("mask_is_visible", "bool", False, "the mask's white is what is visible, not what is hidden"),
-        Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or several "
-               "joined by commas"),
+        Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or "
+               "several joined by commas"),
         Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
                "surroundings, or keep the photo's pixels", ("fill", "keep")),
         Option("save_mesh", "bool", False, "write the fitted heads as head.obj and head.ply with their texture"),

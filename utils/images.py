@@ -68,8 +68,11 @@ def _read(path: Path, min_side: int, mode: str, background: tuple[int, int, int]
 
 
 def upright_rgb(image: Image.Image, name: str = "the picture") -> np.ndarray:
-    """A Pillow image as :func:`read_image` gives it: uint8 RGB (H, W, 3), upright. Raises UserError, saying ``name``."""
-    return _to_rgb(_upright(image, Path(name)), Path(name), background=(255, 255, 255))
+    """A Pillow image as :func:`read_image` gives it: uint8 RGB (H, W, 3), upright. Raises UserError, saying
+    ``name``."""
+    path = Path(name)
+    _check_size(image, path, MIN_SIDE)
+    return _upright(_pixels(image, path, "RGB", (255, 255, 255)), _orientation(image, path))
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -99,8 +102,9 @@ def read_colour_profile(path: str | os.PathLike) -> bytes | None:
 def write_image(path: str | os.PathLike, image: np.ndarray, colour_profile: bytes | None = None) -> None:
     """Write uint8 RGB (H, W, 3), uint8 grey (H, W) or a bool mask (H, W; True = 255) as PNG or JPEG, by suffix.
 
-    colour_profile: ICC profile that says what the values mean. The file appears complete or not at all. Folders are made as needed. JPEG is written at quality 95 without
-    chroma subsampling. Raises UserError for another suffix or if the file cannot be written.
+    colour_profile: ICC profile that says what the values mean. The file appears complete or not at all. Folders are
+    made as needed. JPEG is written at quality 95 without chroma subsampling. Raises UserError for another suffix or if
+    the file cannot be written.
     """
     path = Path(path)
     image = np.asarray(image)

@@ -150,8 +150,8 @@ def head_picture(model: dict, head: HeadModel, seed: int = 4) -> np.ndarray:
 def main() -> None:
     """Write the pictures as JPEG files."""
     model, head = read_model(), HeadModel.load()
-    for name, picture in (("mean", mean_picture(model)), ("landmarks", landmark_picture(model)), ("components", component_picture(model)),
-                          ("heads", head_picture(model, head))):
+    for name, picture in (("mean", mean_picture(model)), ("landmarks", landmark_picture(model)),
+                          ("components", component_picture(model)), ("heads", head_picture(model, head))):
         cv2.imwrite(str(FOLDER / f"{name}.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 

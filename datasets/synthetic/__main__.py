@@ -17,7 +17,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-occluders", action="store_true", help="nothing in front of the faces")
     parser.add_argument("--no-albedo", action="store_true", help="leave out the UV albedo (a third of the size)")
     parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the first 48 faces instead")
-    parser.add_argument("--beside", metavar="DIR", help="with --sheet: 64 faces beside 64 aligned real ones of a folder")
+    parser.add_argument("--beside", metavar="DIR",
+                        help="with --sheet: 64 faces beside 64 aligned real ones of a folder")
     arguments = parser.parse_args()
     if not arguments.output and not arguments.sheet:
         parser.error("give --output DIR for a cache or --sheet PNG for a contact sheet")

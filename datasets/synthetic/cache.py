@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils import files
 from utils.errors import UserError
 
 from .dataset import SyntheticFaces, face_identity, face_name
@@ -67,9 +68,7 @@ def _read_settings(folder: Path) -> dict | None:
 
 
 def _write_settings(folder: Path, settings: dict) -> None:
-    partial = folder / "cache.json.partial"
-    partial.write_text(json.dumps(settings, indent=1))
-    os.replace(partial, folder / "cache.json")
+    files.write_bytes(folder / "cache.json", json.dumps(settings, indent=1).encode())
 
 
 def _shard_length(folder: Path) -> int:
@@ -99,13 +98,21 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
     """Render faces 0..count-1 of a split into a cache; complete shards of an earlier run are kept.
 
     num_workers: processes (0 renders in this one). Returns the folder.
-    Raises UserError if the folder holds a cache with other settings, or for an unknown split.
+    Raises UserError if the folder holds a cache with other settings, if another process is writing there, or for an
+    unknown split.
     """
     folder = Path(folder)
     SyntheticFaces(split, count, seed, occluders)
+    with files.held(folder, "another writer of faces", "wait for it, or choose another --output"):
+        _write_missing(folder, split, count, seed, occluders, albedo, num_workers, progress)
+    return folder
+
+
+def _write_missing(folder: Path, split: str, count: int, seed: int, occluders: bool, albedo: bool, num_workers: int,
+                   progress: bool) -> None:
+    """Write what the held folder lacks."""
     settings = {"format": "synthetic-faces", "version": _VERSION, "split": split, "seed": int(seed),
                 "occluders": bool(occluders), "albedo": bool(albedo), "shard": SHARD, "count": int(count)}
-    folder.mkdir(parents=True, exist_ok=True)
     known = _read_settings(folder)
     if known is not None and {**known, "count": 0} != {**settings, "count": 0}:
         raise UserError(f"{folder} holds faces with other settings ({known}): choose another folder or delete it")
@@ -124,7 +131,6 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
         if pool:
             pool.terminate()
             pool.join()
-    return folder
 
 
 class CachedFaces(Dataset):

@@ -88,7 +88,8 @@ class HeadRenderer:
                outfit: Outfit, buzz_cut: float, shadow: float, gloss: float) -> HeadPicture:
         """The bare head.
 
-        vertices (N, 3) um; painting (H, W, 4): albedo and eye gloss of the face; shadow, gloss in [0, 1]: strengths of cast shadows and of highlights (0 gives exactly albedo times shade).
+        vertices (N, 3) um; painting (H, W, 4): albedo and eye gloss of the face; shadow, gloss in [0, 1]: strengths of
+        cast shadows and of highlights (0 gives exactly albedo times shade).
         """
         head = self.atlas.head
         placed = pose.project(vertices, SUPERSAMPLING)
