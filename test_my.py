@@ -24,12 +24,15 @@ from utils.logging import note, progress, run_script
 INPUTS = Path("inputs")
 OUTPUT = "output"
 EXAMPLE = "astronaut"
+EXAMPLE_REGION = "lower"  # what is hidden of the example, if nothing else is said
 
 
 def main(argv: Sequence[str]) -> int:
     """Complete the photos that the command line names; the exit status is 1 if any of them failed."""
     settings = config.parse(argv, "Complete the faces in your own photos; results go to output/NAME/.")
     example = settings.image is None and not INPUTS.is_dir()
+    if example and settings.region is None and settings.mask_source is None:
+        settings = settings.replace(region=EXAMPLE_REGION)
     source = choose_source(settings, example)
     photos = {} if example else find_photos(settings.image or INPUTS)
     output = Path(settings.output or OUTPUT)
@@ -99,8 +102,8 @@ def find_photos(path: str | Path) -> dict[str, Path]:
 def choose_source(settings: config.Settings, example: bool) -> str:
     """`engine.photo.PhotoOptions.source`: where holes come from besides --mask and --region.
 
-    The example photo has nothing in front of its face, so that it gets a fixed rectangle unless a region is named.
-    Raises UserError for options that contradict each other.
+    The example photo has nothing in front of its face, so that main names a region of it. Raises UserError for options
+    that contradict each other.
     """
     if example and (settings.mask is not None or settings.landmarks is not None):
         option = "--mask" if settings.mask is not None else "--landmarks"
@@ -112,7 +115,7 @@ def choose_source(settings: config.Settings, example: bool) -> str:
     if settings.mask_source == "random" and settings.mask is not None:
         raise UserError("--mask is given, but --mask-source is random: leave one of them out")
     if settings.mask_source is None:
-        return "random" if example and not settings.region else "auto"
+        return "auto"
     return "given" if settings.mask_source == "file" else settings.mask_source
 
 

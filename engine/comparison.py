@@ -68,6 +68,8 @@ def collect(folders: Mapping[str, str | Path]) -> dict[str, Scores]:
                 raise UserError(f"{folder} and the evaluation called {other} are not of the same images and holes")
         simple = simple or methods
         found[name] = own
+    if set(found) & set(simple):
+        raise UserError(f"{', '.join(set(found) & set(simple))} is a simple method's name: give the evaluation another")
     return {**found, **simple}
 
 

@@ -31,7 +31,7 @@ def test_table_and_picture(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, fragment", [
     (["ours"], "NAME=FOLDER"), (["ours={0}", "ours={0}"], "NAME=FOLDER"), (["ours={1}"], "metrics.csv"),
-    (["ours={0}", "other={2}"], "same images")])
+    (["ours={0}", "other={2}"], "same images"), (["Telea={0}"], "simple method")])
 def test_what_cannot_be_compared(tmp_path, arguments, fragment):
     folders = [evaluation(tmp_path / "one", 30.0), tmp_path / "none", evaluation(tmp_path / "two", 30.0, ratio=0.5)]
     with pytest.raises(UserError, match=fragment):
