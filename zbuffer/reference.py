@@ -130,10 +130,31 @@ def edge(start, end, point):
     certain |= (left == 0) & (right == 0)  # a factor of each product is exactly zero
     certain |= ~torch.isfinite(value)  # such triangles are left out anyway
     for i in (~certain).nonzero()[:, 0].tolist():
-        ar, ac, br, bc, pr, pc = (Fraction(x) for x in
-                                  (*start[i, :2].tolist(), *end[i, :2].tolist(), *point[i, :2].tolist()))
-        value[i] = float((bc - ac) * (pr - ar) - (br - ar) * (pc - ac))
+        value[i] = _exact_edge(*start[i, :2].tolist(), *end[i, :2].tolist(), *point[i, :2].tolist())
     return value
+
+
+def _exact_edge(ar, ac, br, bc, pr, pc):
+    """The edge function of Python floats, its sign exact, its value rounded as exact_edge of csrc/triangle.h rounds."""
+    expansion = []
+    for a, b in ((bc, pr), (-bc, ar), (-ac, pr), (br, ac), (-br, pc), (ar, pc)):
+        product = a * b
+        _add_exactly(expansion, float(Fraction(a) * Fraction(b) - Fraction(product)))
+        _add_exactly(expansion, product)
+    value = 0.0
+    for part in expansion:
+        value += part
+    return value
+
+
+def _add_exactly(expansion, term):
+    """Adds a float to a list of non-overlapping floats, smallest first, without rounding."""
+    for i, part in enumerate(expansion):
+        total = term + part
+        virtual = total - term
+        expansion[i] = (term - (total - virtual)) + (part - virtual)
+        term = total
+    expansion.append(term)
 
 
 def pack(depth, index):
