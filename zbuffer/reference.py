@@ -130,7 +130,9 @@ def edge(start, end, point):
     certain |= (left == 0) & (right == 0)  # a factor of each product is exactly zero
     certain |= ~torch.isfinite(value)  # such triangles are left out anyway
     for i in (~certain).nonzero()[:, 0].tolist():
-        value[i] = _exact_edge(*start[i, :2].tolist(), *end[i, :2].tolist(), *point[i, :2].tolist())
+        numbers = (*start[i, :2].tolist(), *end[i, :2].tolist(), *point[i, :2].tolist())
+        if all(abs(number) <= LARGEST for number in numbers):  # products of others may overflow; they are left out, too
+            value[i] = _exact_edge(*numbers)
     return value
 
 
