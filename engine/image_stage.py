@@ -13,7 +13,6 @@ from engine.stage import Autocast
 from models.blending import blend
 from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion
-from models.occlusion import FACE
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.0, "image": 1.0, "gan": 0.0, "perceptual": 0.0, "hidden_albedo": 0.0}
 

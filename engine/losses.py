@@ -5,7 +5,7 @@ c, which weighs a loss l as (l * exp(-c) + c) / 2, so that an uncertain texel co
 """
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Callable
 
 import torch
 import torch.nn.functional as F

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
 from engine import report
-from engine.occlusion_stage import COLOURS, IOUS, confusion, overlaps
+from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import FACE, N_LABELS, OCCLUSION

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings,
-                            small_definition)
+from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, small_definition)
 
 from engine.distributed import EpochSampler, World
 from engine.encoder_stage import EncoderStage, Geometry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from test_zbuffer_rasterize import every_backend, random_mesh
 

@@ -16,11 +16,11 @@ from .expressions import sample_expression
 from .features import paint_eyes, paint_mouth
 from .lighting import Light, sample_light
 from .occluders import sample_occluders
-from .pose import CROP, Pose, crop_pose, sample_rotation
+from .pose import CROP, crop_pose, sample_rotation
 from .render import (FACE, OCCLUSION, SIZE, SUPERSAMPLING, HeadRenderer, clothes_behind, fill_gaps, ground_truth_albedo,
                      reduce_labels)
 from .scene import Scene, lay_over
-from .skin import Complexion, paint_skin, sample_complexion
+from .skin import paint_skin, sample_complexion
 from .worn import Canvas, Wardrobe, put_on, shadow_of
 
 SPLITS = ("train", "val", "test")
