@@ -95,7 +95,8 @@ class FaceCompletion(nn.Module):
     """Completes masked faces with an encoder E, an albedo inpainter G and a morphable model.
 
     encoder: image (B, 3, 224, 224) -> FaceCode. inpainter: (albedo, visible) -> Inpainting; it should mirror with
-    `models.morphable.mirror_uv`. occlusion: image -> label probabilities, for :meth:`predict_hole`; optional.
+    `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face, and
+    for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
     grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
@@ -200,10 +201,9 @@ class FaceCompletion(nn.Module):
 
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
         masked = torch.where(hole, 0, image)
-        seen, face, known = None, None, None
-        if self.occlusion is not None:
-            known = self.trusted(self._label(masked), hole)
+        seen, face = None, None if self.occlusion is None else self._label(masked)
         for _ in range(self.iterations):
+            known = None if face is None else self.trusted(face, hole)
             factors = self.factor(image, hole, seen, known)
             inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
@@ -212,7 +212,6 @@ class FaceCompletion(nn.Module):
             seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
             if self.occlusion is not None:
                 face = self._label(seen)
-                known = self.trusted(face, hole)
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
             seen = match_grain(seen, hole, skin)
