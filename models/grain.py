@@ -5,6 +5,8 @@ import cv2
 import numpy as np
 import torch
 
+from models.blending import LUMA
+
 FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one is twice that
 COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of its own
 MIN_SAMPLES = 150  # pixels from which the detail of an area can be told
@@ -12,7 +14,7 @@ SAMPLES = 40_000  # pixels that are looked at to tell it
 TOO_SHARP = 1.5  # ratio from which a band whose edges are stronger than any around is damped
 EDGES = 98  # percentile of a band's absolute values that stands for its edges
 # Luminance and two colour differences, in which grain is nearly independent; rows are the three channels.
-_TO_YCC = np.array([[0.299, 0.587, 0.114], [0.5, -0.4187, -0.0813], [-0.1687, -0.3313, 0.5]], np.float32)
+_TO_YCC = np.array([LUMA, [0.5, -0.4187, -0.0813], [-0.1687, -0.3313, 0.5]], np.float32)
 _FROM_YCC = np.linalg.inv(_TO_YCC).astype(np.float32)
 
 

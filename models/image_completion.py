@@ -8,16 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from models.blending import blend, keep_grey
 from models.completion import MIN_FACE, check_images, occluders, visible_face, with_features
 from models.grain import match_grain
 from models.inpainter import Inpainter
+from models.linear import enlarge, reduce
 from models.occlusion import FACE
-
-REDUCTION = 2  # pixels a side for one of the network, as the refined fill reduces the UV map
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ImageResult:
 class ImageInpainter(nn.Module):
     """Image (B, 3, H, W) in [-1, 1], 0 where hidden, and visible (B, 1, H, W) -> what the network sees (B, 3, H, W).
 
-    H and W are multiples of 64. The network works on pictures of half the size.
+    H and W are multiples of 64. The network works on pictures of half the size, as the refiner on half the UV map.
     """
 
     def __init__(self):
@@ -40,10 +38,7 @@ class ImageInpainter(nn.Module):
         self.network = Inpainter()
 
     def forward(self, image: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        known = F.avg_pool2d(visible.to(image.dtype), REDUCTION)
-        reduced = F.avg_pool2d(image * visible, REDUCTION) / known.clamp(min=1e-6)
-        picture = self.network(reduced, known).albedo
-        return F.interpolate(picture, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
+        return enlarge(self.network(*reduce(image, visible.to(image.dtype))).albedo)
 
 
 class ImageCompletion(nn.Module):

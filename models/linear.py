@@ -1,12 +1,13 @@
 """The linear fill: a statistical model of complete albedo maps fitted to the visible texels, in the inpainter's place.
 
 A baseline that needs no training run, and what an inpainting network has to beat. Albedo is mean + components * w with
-w ~ N(0, 1) and noise; the most probable w given the visible texels has a closed form (Tipping and Bishop, Probabilistic
-principal component analysis, 1999; with missing values as in Roweis, EM algorithms for PCA, 1998), which is solved a few
-times with less and less weight on texels that do not fit, since hair hangs into faces.
+w ~ N(0, 1) and noise; the most probable w given the visible texels has a closed form (Tipping and Bishop,
+Probabilistic principal component analysis, 1999; with missing values as in Roweis, EM algorithms for PCA, 1998), which
+is solved a few times with less and less weight on texels that do not fit, since hair hangs into faces.
 
-What the model misses of the visible texels, their detail, is added to the hidden ones that mirror them, since faces are
-symmetric: an eye gets the other one's lashes and catchlight. Its low frequencies are left out, as light is not symmetric.
+What the model misses of the visible texels, their detail, is added to the hidden ones that mirror them, since faces
+are symmetric: an eye gets the other one's lashes and catchlight. Its low frequencies are left out, as light is not
+symmetric.
 """
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade d
 class LinearInpainter(nn.Module):
     """(albedo (B, 3, 192, 256) in [-1, 1], visible (B, 1, 192, 256)) -> `Inpainting`, as `models.inpainter.Inpainter`.
 
-    All texels come back as the model says, with mirrored detail, the visible ones too: so the seam (`models.blending.blend`)
-    knows by how much the model is off beside the hole. confidence is 0.
+    All texels come back as the model says, with mirrored detail, the visible ones too: so the seam
+    (`models.blending.blend`) knows by how much the model is off beside the hole. confidence is 0.
     Buffers: mean (3, 96, 128); components (K, 3, 96, 128), each one standard deviation long; noise ().
     """
 
@@ -92,7 +93,7 @@ def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Ten
 
 
 def blur(maps: torch.Tensor, weight: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian means (B, C, H, W) of maps (B, C, H, W) over texels of weight (B, 1, H, W) >= 0, 0 far from all of them."""
+    """Gaussian means of maps (B, C, H, W) over texels of weight (B, 1, H, W) >= 0; 0 far from all of them."""
     radius = math.ceil(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
     joined = torch.cat([maps * weight, weight], 1)
@@ -104,12 +105,12 @@ def blur(maps: torch.Tensor, weight: torch.Tensor, sigma: float) -> torch.Tensor
 
 
 def enlarge(reduced: torch.Tensor) -> torch.Tensor:
-    """Reduced maps (B, C, 96, 128) at the UV map's size."""
+    """Reduced maps (B, C, h, w) at their full size (B, C, REDUCTION h, REDUCTION w)."""
     return F.interpolate(reduced, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
 
 
 def reduce(albedo: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of the visible texels (B, 3, 96, 128), 0 without any, and the share of them (B, 1, 96, 128)."""
+    """Means of the visible texels of maps (B, C, H, W), 0 without any, and the share of them: at reduced size."""
     weight = F.avg_pool2d(visible, REDUCTION)
     return F.avg_pool2d(albedo * visible, REDUCTION) / weight.clamp(min=1e-6), weight
 

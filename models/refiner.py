@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.inpainter import Inpainter, Inpainting
-from models.linear import REDUCTION
+from models.linear import REDUCTION, enlarge
 
 FIRST_GAIN = 0.1  # of the network's output, so that training starts near the linear fill
 
@@ -33,8 +33,7 @@ class Refiner(nn.Module):
         """Raises ValueError unless the sides are multiples of 64."""
         known = visible.to(filled.dtype)
         reduced = self.network(F.avg_pool2d(filled, REDUCTION), F.avg_pool2d(known, REDUCTION)).albedo
-        correction = F.interpolate(self.gain * reduced, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
-        refined = (filled + correction.to(filled.dtype)).clamp(-1, 1)
+        refined = (filled + enlarge(self.gain * reduced).to(filled.dtype)).clamp(-1, 1)
         return Inpainting(torch.where(visible > 0, filled, refined), torch.zeros_like(known))
 
 
