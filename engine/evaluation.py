@@ -19,6 +19,7 @@ from engine.encoder_stage import landmark_error
 from engine.metrics import psnr, ssim
 from engine.training import start_worker
 from models.blending import from_uint8, to_uint8
+from models.completion import MIN_FACE
 from models.occlusion import FACE
 from utils import files
 from utils.errors import UserError
@@ -30,7 +31,6 @@ MEASURES = ("PSNR", "SSIM", "LPIPS")
 BATCH_SIZE = 8
 EXAMPLES = 8  # rows of the grid of examples
 HOLE_GREY = 128  # how a hole is shown in the grid
-FACE_THRESHOLD = 0.5  # probability from which a pixel is face
 
 
 class CompletesFaces(Protocol):
@@ -137,7 +137,7 @@ class Evaluator:
         """The face of each crop, bool (B, 256, 256): the dataset's labels, else the net's on the unmasked image."""
         if "labels" in batch:
             return (batch["labels"] == FACE).numpy()
-        return (self.completion.occlusion(image)[:, FACE] >= FACE_THRESHOLD).cpu().numpy()
+        return (self.completion.occlusion(image)[:, FACE] >= MIN_FACE).cpu().numpy()
 
     def _holes(self, image: Tensor, face: np.ndarray, names: list[str]) -> list[np.ndarray | None]:
         """The hole of each crop, bool (256, 256); None, noted as skipped, where there is no usable mask."""

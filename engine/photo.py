@@ -22,14 +22,13 @@ from engine import holes
 from engine.given_faces import as_faces
 from engine.paste import Seam, paste, working_region
 from models.blending import from_uint8, to_uint8
-from models.completion import Completion, FaceCompletion
+from models.completion import MIN_FACE, Completion, FaceCompletion
 from models.lighting import to_texture
 from models.occlusion import FACE
 from utils.errors import UserError
 from utils.images import MIN_SIDE, upright_rgb
 
 HOLE_GREY = 128  # how a hole is shown
-FACE_THRESHOLD = 0.5  # probability from which a pixel is face
 ROUNDING = 1.0  # crop pixels by which a mask may pass the crop before it is worth a remark
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -255,7 +254,7 @@ class PhotoCompleter:
         if predict:
             hole |= holes.clean(self.completion.predict_hole(image)[0, 0].cpu().numpy())
         if options.source == "random":
-            face = (self.completion.occlusion(image)[0, FACE] >= FACE_THRESHOLD).cpu().numpy()
+            face = (self.completion.occlusion(image)[0, FACE] >= MIN_FACE).cpu().numpy()
             hole |= fixed_hole(options.seed, name, ndimage.binary_fill_holes(face))  # an open mouth is hidden as well
         if options.regions:
             landmarks, coverage = self._fit(image, hole if mask is None else hole | alignment.crop_mask(mask))
@@ -314,7 +313,7 @@ class PhotoCompleter:
         if completion.face is None:
             return coverage
         skin = np.zeros_like(coverage)
-        skin[self.window, self.window] = (completion.face[0, FACE] >= FACE_THRESHOLD).cpu().numpy()
+        skin[self.window, self.window] = (completion.face[0, FACE] >= MIN_FACE).cpu().numpy()
         return skin
 
     def _head(self, completion: Completion) -> FittedHead:
