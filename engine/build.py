@@ -16,7 +16,7 @@ from utils import device as devices, files
 from utils.errors import UserError
 from utils.logging import warning
 
-SHIPPED_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
+DEFAULT_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
@@ -247,7 +247,7 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
     from models.weights import load_inpainter, load_linear, load_refiner
     if settings.model_type == "3dmm_pca":
         return load_inpainter(settings.recon_ckpt, mirror_uv)[0]
-    if settings.recon_ckpt != SHIPPED_INPAINTER:
+    if settings.recon_ckpt != DEFAULT_INPAINTER:
         raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type {settings.model_type}: add "
                         "--model-type 3dmm_pca, or leave it out")
     linear = load_linear(settings.linear_ckpt)

@@ -132,12 +132,12 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
     settings: options of the command line that replace the file's, such as ngpu=0 or niters=1. Files of weights are
     looked for from the repository's folder. Raises UserError if one is missing or does not fit.
     """
-    from engine.build import SHIPPED_INPAINTER
+    from engine.build import DEFAULT_INPAINTER
     from utils import config
 
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
     weights = {name: getattr(chosen, name) for name in config.network_files()}
-    if chosen.recon_ckpt == SHIPPED_INPAINTER and chosen.model_type != "3dmm_pca":
+    if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type != "3dmm_pca":
         del weights["recon_ckpt"]  # unused, and known to be so by its name
     chosen = chosen.replace(**{name: str(REPOSITORY / path) for name, path in weights.items()})
     return build_completer(chosen, options)

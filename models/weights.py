@@ -21,6 +21,8 @@ from utils.errors import UserError
 
 _OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt",
             "linear": "--linear-ckpt", "refiner": "--refiner-ckpt", "inpainter2d": "--inpainter2d-ckpt"}
+_REMEDIES = {"linear": "make it with python -m engine.linear_fill",
+             "inpainter": "train it with --stage inpainter, or complete with --model-type linear, whose weights come along"}
 
 
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
@@ -76,9 +78,8 @@ def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Mod
     if path is None or str(path) == "":
         raise UserError(f"no weights for the {name}: name a file with {_OPTIONS[name]}")
     if not Path(path).exists():
-        how = "make it with python -m engine.linear_fill" if name == "linear" else f"train it with --stage {name}"
-        raise UserError(f"the {name}'s weights {path} do not exist: "
-                        f"give the right file with {_OPTIONS[name]}, or {how}")
+        raise UserError(f"the {name}'s weights {path} do not exist: give the right file with {_OPTIONS[name]}, or "
+                        + _REMEDIES.get(name, f"train it with --stage {name}"))
     content = checkpoints.load(path)
     if content.get("format") == checkpoints.WEIGHTS_FORMAT:
         state, metadata = checkpoints.weights_of(content, name, str(path))
