@@ -1,6 +1,8 @@
 """A small head, small networks and small faces, so that the engine's tests run in seconds."""
 from __future__ import annotations
 
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,3 +152,15 @@ def settings(**values) -> SimpleNamespace:
     """Settings with the program's defaults, some changed."""
     from utils.config import defaults
     return defaults().replace(**values)
+
+
+def interrupt_second_step(trainer) -> None:
+    """Lets a Ctrl-C arrive at the end of the trainer's second step."""
+    original = trainer._train_step
+
+    def with_signal(batches):
+        original(batches)
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._train_step = with_signal

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import kill_training
-from engine_samples import settings
+from engine_samples import interrupt_second_step, settings
 from test_training_loop import ALONE, all_tensors, make_stage, make_trainer
 
 from engine import training
@@ -83,14 +83,7 @@ def test_a_damaged_best_checkpoint_does_not_stop_a_resume(tmp_path, capsys):
 def test_an_interrupt_saves_before_it_evaluates_and_says_how_to_go_on(tmp_path, capsys):
     """A second Ctrl-C during the evaluation that follows the first costs its scores, nothing else."""
     trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=50)
-    step = trainer._train_step
-
-    def with_signal(batches):
-        step(batches)
-        if trainer.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    trainer._train_step = with_signal
+    interrupt_second_step(trainer)
     trainer.validate = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, small_definition)
+from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion,
+                            interrupt_second_step, small_definition)
 
 from engine.distributed import EpochSampler, World
 from engine.encoder_stage import EncoderStage, Geometry
@@ -151,14 +152,7 @@ def test_not_a_number_stops_with_step_and_loss(tmp_path):
 def test_interrupt_saves(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=50)
-    original = trainer._train_step
-
-    def with_signal(batches):
-        original(batches)
-        if trainer.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    trainer._train_step = with_signal
+    interrupt_second_step(trainer)
     trainer.run()
     state = checkpoints.load(tmp_path / "last.pth")
     assert state["step"] == trainer.step < 50
