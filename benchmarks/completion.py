@@ -36,7 +36,8 @@ def shortest(work: Callable[[], object], repeats: int) -> float:
 
 
 def build():
-    """The completion that args.txt describes, but with the paper's inpainter, of whose time its weights tell nothing."""
+    """The completion that args.txt describes, but with the paper's inpainter (any weights: they do not change its time)
+    and without matching grain, which is no part of the paper."""
     from engine.build import build_completion
     from models.inpainter import Inpainter
     from models.layers import fold_for_inference
@@ -44,7 +45,8 @@ def build():
 
     os.chdir(ROOT)
     settings = config.parse(["--config", "args.txt", "--ngpu", "0"], "benchmark")
-    return build_completion(settings, torch.device("cpu"), inpainter=fold_for_inference(Inpainter().eval()), grain=False)
+    inpainter = fold_for_inference(Inpainter().eval())
+    return build_completion(settings, torch.device("cpu"), inpainter=inpainter, grain=False)
 
 
 def example(count: int):

@@ -14,6 +14,7 @@ import golden_fill  # noqa: E402  (needs the two folders above)
 
 
 def main() -> int:
+    """Prints the table; the exit status is 1 if a network is further off than allowed."""
     print(f"{'network':28s} {'output':12s} {'worst error':>12s} {'tolerance':>10s} {'share':>6s}")
     failed = 0
     for name in golden_fill.LAYOUT:

@@ -283,16 +283,19 @@ def test_hair_over_the_face_does_not_colour_the_hole():
     hair = image.clone()
     hair[..., 60:110, 60:200] = torch.tensor([1.0, -1, -1])[:, None, None]
     with_net, without = (completion(FixedEncoder(), net)(hair, hole) for net in (face_samples.StandInOcclusion(), None))
-    error, error_without = ((result.output - image)[hole.expand_as(image)].abs().mean() for result in (with_net, without))
+    hidden = hole.expand_as(image)
+    error, error_without = ((result.output - image)[hidden].abs().mean() for result in (with_net, without))
     assert error < error_without / 2
-    redness, redness_without = ((result.albedo_in[:, 0] - result.albedo_in[:, 1]).max() for result in (with_net, without))
+    red, green = ([result.albedo_in[:, channel] for result in (with_net, without)] for channel in (0, 1))
+    redness, redness_without = ((one - other).max() for one, other in zip(red, green))
     assert redness < redness_without - 0.5
 
 
 def test_eyes_and_teeth_are_face_and_what_touches_the_hole_is_not():
     probability = torch.zeros(1, 1, 256, 256)
     probability[..., 40:220, 40:220] = 0.9
-    for top, left, size in ((80, 70, 15), (80, 150, 15), (150, 60, 40), (120, 178, 10)):  # eyes, sunglasses, at the hole
+    eyes, dark_patch, beside_the_hole = ((80, 70, 15), (80, 150, 15)), (150, 60, 40), (120, 178, 10)
+    for top, left, size in (*eyes, dark_patch, beside_the_hole):
         probability[..., top:top + size, left:left + size] = 0.1
     hole = rectangle(top=100, bottom=180, left=188, right=210)
     filled = with_features(probability, hole)[0, 0]
