@@ -133,9 +133,9 @@ def test_lpips_is_used_where_it_is_available(tmp_path, completion):
     ({"dataset_test": "Faces"}, "--dataroot"),
     ({"dataset_test": "CelebA", "dataroot": "no-such-folder"}, "no-such-folder"),
 ])
-def test_contradictions_and_missing_data(values, message):
+def test_contradictions_and_missing_data(tmp_path, values, message):
     with pytest.raises(UserError, match=message):
-        evaluation.evaluate(settings(ngpu=0, **values))
+        evaluation.evaluate(settings(ngpu=0, output=str(tmp_path), **values))
 
 
 def test_missing_inpainter_weights_refuse_to_run(photos):

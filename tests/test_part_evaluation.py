@@ -195,7 +195,7 @@ def test_no_common_names(photos):
     with pytest.raises(UserError, match="none of the 2 faces.*photo0"):
         landmark_evaluation.evaluate(settings(
             **QUIET, dataset_test="Faces", dataroot=str(photos / "crops"), mask_dir=str(photos / "masks"),
-            annotations=annotate(photos / "points.json", other=plausible_points())))
+            annotations=annotate(photos / "points.json", other=plausible_points()), output=str(photos / "out")))
 
 
 @pytest.mark.parametrize("values, message", [
