@@ -165,7 +165,7 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
         raise UserError("portraits have no true albedo: leave albedo and render out of --loss-options, or --portraits")
     teacher, model, definition = _load_geometry(settings)
     portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
-                               model, settings.log_type)
+                               model, settings.log_type, settings.portrait_turns)
     return mix(faces, portraits, settings.portrait_share)
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
@@ -21,6 +22,7 @@ from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.faces import FolderFaces
 from engine.augmentation import to_float
 from engine.encoder_stage import crop_landmarks, window
+from engine.turning import random_turn, turn_head
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
 from models.occlusion import BACKGROUND, FACE
@@ -33,6 +35,9 @@ BATCH = 16
 FIT_STEPS = 120
 FIT_RATE = 0.02
 POINT_SIGMA = {5: 2.0, 68: 1.5}  # pixels: how far detectors are off
+# Along the jaw and the brows detectors agree on the line, but not on where along it the landmarks sit.
+LINES = [range(0, 17), range(17, 22), range(22, 27)]
+ALONG_SIGMA = 8.0  # pixels
 # How far from the teacher's guess the truth may lie: standard deviations of the prior.
 SHAPE_SIGMA = {5: 0.3, 68: 1.0}
 ANGLE_SIGMA = 0.04  # of pi / 2
@@ -114,7 +119,7 @@ def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
 
 
 def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: nn.Module, geometry: nn.Module,
-                   model: MorphableModel, log_type: str = "progressbar") -> Portraits:
+                   model: MorphableModel, log_type: str = "progressbar", turns: int = 0) -> Portraits:
     """Aligned crops of a folder, labelled by `teacher` (an Encoder) and corrected to detected points.
 
     points_file: JSON, name -> five or 68 points, see `read_points`; None: MTCNN looks for five. A portrait without
@@ -144,7 +149,22 @@ def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: 
         guess = guess_code(teacher, torch.stack(images[chunk]), geometry)
         codes.append(fit_points(guess, points[chunk], geometry))
     code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
-    return Portraits(torch.stack(images), names, code, model)
+    return _turned(Portraits(torch.stack(images), names, code, model), turns, model, geometry, log_type)
+
+
+def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: nn.Module, log_type: str) -> Portraits:
+    """The portraits and, `turns` times, each with its head turned at random."""
+    rng = np.random.default_rng(0)
+    images, names, codes = list(portraits.images), list(portraits.names), [portraits.code]
+    jobs = [index for index in range(len(portraits)) for _ in range(turns)]
+    for index in progress(jobs, "turning portraits", len(jobs), log_type):
+        one = FaceCode(*(value[index:index + 1] for value in portraits.code))
+        image, code = turn_head(portraits.images[index], one, *random_turn(rng), model, geometry)
+        images.append(image)
+        names.append(portraits.names[index])
+        codes.append(code)
+    code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
+    return Portraits(torch.stack(images), names, code, model) if jobs else portraits
 
 
 def read_points(path: str | Path) -> dict[str, Tensor]:
@@ -206,7 +226,8 @@ def fit_points(guess: FaceCode, points: list[Tensor], geometry: nn.Module) -> Fa
     """The most probable shape and pose given points and a normal prior around a guess, by gradient descent.
 
     points: per face (5, 2) or (68, 2) in crop pixels (x, y), y downwards. The energy is the sum of squared distances
-    over POINT_SIGMA plus squared deviations from the guess over the prior's sigmas. Light and codes stay.
+    over POINT_SIGMA (of 68 points along LINES over ALONG_SIGMA) plus squared deviations from the guess over the
+    prior's sigmas. Light and codes stay.
     """
     start = [value.detach() for value in (guess.shape, guess.scale, guess.pose)]
     shape_change, scale_change, pose_change = change = [torch.zeros_like(value).requires_grad_() for value in start]
@@ -222,15 +243,32 @@ def fit_points(guess: FaceCode, points: list[Tensor], geometry: nn.Module) -> Fa
     for _ in range(FIT_STEPS):
         landmarks = crop_landmarks(*current(), geometry)
         energy = sum(value.square().sum() for value in change)
-        for chosen, reduce in ((few, five_points), (many, lambda values: values)):
-            if chosen:
-                wanted = torch.stack([points[index] for index in chosen])
-                energy = energy + ((reduce(landmarks[chosen]) - wanted) / POINT_SIGMA[wanted.shape[1]]).square().sum()
+        if few:
+            wanted = torch.stack([points[index] for index in few])
+            energy = energy + ((five_points(landmarks[few]) - wanted) / POINT_SIGMA[5]).square().sum()
+        if many:
+            wanted = torch.stack([points[index] for index in many])
+            energy = energy + _off_lines(landmarks[many] - wanted, wanted)
         optimiser.zero_grad()
         energy.backward()
         optimiser.step()
     shape, scale, pose = (value.detach() for value in current())
     return guess._replace(shape=shape, scale=scale, pose=pose)
+
+
+def _off_lines(error: Tensor, points: Tensor) -> Tensor:
+    """The energy of errors (B, 68, 2) of 68 points (B, 68, 2): along LINES a difference counts little."""
+    sigma = torch.full_like(error, POINT_SIGMA[68])
+    error = error.clone()
+    for line in LINES:
+        index = list(line)
+        neighbours = points[:, [index[0], *index, index[-1]]]
+        along = nn.functional.normalize(neighbours[:, 2:] - neighbours[:, :-2], dim=-1)
+        across = torch.stack([-along[..., 1], along[..., 0]], -1)
+        part = error[:, index]
+        error[:, index] = torch.stack([(part * along).sum(-1), (part * across).sum(-1)], -1)
+        sigma[:, index, 0] = ALONG_SIGMA
+    return (error / sigma).square().sum()
 
 
 def five_points(landmarks: Tensor) -> Tensor:

@@ -86,6 +86,17 @@ def test_fit_brings_the_landmarks_to_the_points(face, reduce, count, limit):
     assert after < 0.7 * before  # and so do the landmarks that were not given
 
 
+def test_a_detector_that_sets_the_jaw_otherwise_along_its_line_does_not_turn_the_face(face):
+    truth = code(2, 1, spread=0.5)
+    points = landmarks_of(truth, face[1])
+    slid = points.clone()
+    slid[:, 1:16] = 0.4 * points[:, 2:17] + 0.6 * points[:, 1:16]  # on the line, nearly half a landmark further
+    fitted = portraits.fit_points(truth, list(slid), face[1])
+    moved = (landmarks_of(fitted, face[1]) - points).norm(dim=-1)
+    assert (slid - points).norm(dim=-1)[:, 1:16].mean() > 5
+    assert moved[:, :17].mean() < 2 and moved[:, 17:].mean() < 0.5
+
+
 def test_fit_keeps_a_guess_that_agrees(face):
     guess = code(2, 3)
     fitted = portraits.fit_points(guess, list(landmarks_of(guess, face[1])), face[1])
@@ -109,6 +120,17 @@ def test_portraits_of_a_folder(face, tmp_path, capsys):
     assert (shifted - points).norm(dim=-1).mean() < 1.0
     inner = item["landmarks"][17:].round().long()
     assert (item["labels"][inner[:, 1], inner[:, 0]] == FACE).float().mean() > 0.8
+
+
+def test_each_portrait_comes_again_with_its_head_turned(face, tmp_path):
+    write_image(tmp_path / "a.png", np.full((256, 256, 3), 90, np.uint8))
+    truth = code(1, 5, spread=0.3)
+    (tmp_path / "points.json").write_text(json.dumps({"a": landmarks_of(truth, face[1])[0].tolist()}))
+    found = portraits.load_portraits(tmp_path, tmp_path / "points.json", Teacher(truth), face[1], face[0],
+                                     "traditional", turns=2)
+    assert found.names == ["a", "a", "a"] and found.images.shape == (3, 3, 256, 256)
+    yaw = 90 * (found.code.pose[1:, 1] - found.code.pose[0, 1])
+    assert (yaw.abs() > 5).all() and (yaw.abs() < 50).all()
 
 
 def test_mix_has_the_wanted_share():
