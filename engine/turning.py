@@ -7,8 +7,6 @@ elastically and rests at the crop's border (after Zhu et al., "Face Alignment Ac
 """
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -55,7 +53,7 @@ def random_turn(rng: np.random.Generator) -> tuple[float, float]:
 
 
 def turn_light(light: Tensor, matrix: Tensor) -> Tensor:
-    """Spherical-harmonics light (B, 27) after a rotation (B, 3, 3) of all it shines on: shade(R n, new) = shade(n, old).
+    """Spherical-harmonics light (B, 27) turned along by (B, 3, 3): shade(R n, new) = shade(n, old).
 
     The nine functions of turned normals are combinations of the nine, so a least-squares fit is exact.
     """
@@ -93,7 +91,7 @@ def _sources(old: FaceCode, new: FaceCode, frame: Tensor, model: MorphableModel)
 
 
 def _follow(moved: Tensor, known: Tensor) -> Tensor:
-    """Extends a displacement (2, H, H) smoothly from where it is known (H, H) to 0 at the border (Laplace's equation)."""
+    """Extends a displacement (2, H, H) from where it is known (H, H) to 0 at the border, by Laplace's equation."""
     weight = F.adaptive_avg_pool2d(known[None, None].float(), COARSE)
     fixed = F.adaptive_avg_pool2d(moved[None], COARSE) / weight.clamp(min=1e-6)
     inside = weight > 0

@@ -18,6 +18,7 @@ from models import lighting
 from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
 from models.encoder import FaceCode
 from models.grain import match_grain
+from models.harmoniser import Evidence, harmonise, ramp
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
 from models.renderer import WINDOW_SIZE, Renderer, project
@@ -95,9 +96,10 @@ class FaceCompletion(nn.Module):
     """Completes masked faces with an encoder E, an albedo inpainter G and a morphable model.
 
     encoder: image (B, 3, 224, 224) -> FaceCode. inpainter: (albedo, visible) -> Inpainting; it should mirror with
-    `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face, and
-    for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
+    `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face,
+    and for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
+    harmoniser: `models.harmoniser.Harmoniser`, corrects the fill's smooth colours (no part of the paper), or None.
     grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
@@ -108,7 +110,7 @@ class FaceCompletion(nn.Module):
 
     def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
                  occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True,
-                 grain: bool = False):
+                 grain: bool = False, harmoniser: nn.Module | None = None):
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -120,6 +122,7 @@ class FaceCompletion(nn.Module):
         self.iterations = iterations
         self.one_by_one = one_by_one
         self.grain = grain
+        self.harmoniser = harmoniser
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
@@ -202,14 +205,17 @@ class FaceCompletion(nn.Module):
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
         masked = torch.where(hole, 0, image)
         seen, face = None, None if self.occlusion is None else self._label(masked)
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             known = None if face is None else self.trusted(face, hole)
             factors = self.factor(image, hole, seen, known)
             inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
-            seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
+            seen = fill_beside(covered, hole & ~coverage, coverage)
+            if self.harmoniser is not None and iteration == self.iterations - 1:
+                seen = self._harmonise(seen, hole, surface if known is None else known, rendered, coverage, factors)
+            seen = keep_grey(seen, hole)
             if self.occlusion is not None:
                 face = self._label(seen)
         if self.grain:
@@ -225,6 +231,13 @@ class FaceCompletion(nn.Module):
             texture_out=torch.where(self.renderer.uv_mask, (2 * texture - 1).clamp(-1, 1), -1),
             shade=self.renderer.render(shade, factors.raster), rendered=rendered.clamp(-1, 1), coverage=coverage,
             face=face)
+
+
+    def _harmonise(self, completed: torch.Tensor, hole: torch.Tensor, known: torch.Tensor, rendered: torch.Tensor,
+                   coverage: torch.Tensor, factors: Factors) -> torch.Tensor:
+        shade = self.renderer.render(factors.uv_shade.clamp(min=lighting.MIN_SHADE), factors.raster)
+        return harmonise(self.harmoniser, Evidence(completed, ramp(hole), known.to(completed.dtype), rendered, coverage,
+                                                   shade))
 
 
 def check_images(image: torch.Tensor, hole: torch.Tensor) -> None:
