@@ -186,6 +186,8 @@ def export(settings: Any, check: bool) -> list[Path]:
     """
     if not settings.output:
         raise UserError("say where the ONNX files are to go with --output DIR")
+    if settings.compile:
+        raise UserError("--compile is for running the networks in PyTorch: leave it out to export them")
     folder = Path(settings.output)
     completion = build.build_completion(settings, torch.device("cpu"))
     parts = parts_of(completion, settings.model_type, settings.resolution[0])
