@@ -70,7 +70,8 @@ class Completion:
     log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1
     outside the face. shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
     rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
-    face (B, 3, H, W): label probabilities of the completed image, or None without an occlusion net.
+    face (B, 3, H, W): label probabilities of the completed image, with several iterations of the one that the last
+    iteration started from; None without an occlusion net.
     """
 
     output: torch.Tensor
@@ -202,7 +203,7 @@ class FaceCompletion(nn.Module):
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
         masked = torch.where(hole, 0, image)
         seen, face = None, None if self.occlusion is None else self._label(masked)
-        for _ in range(self.iterations):
+        for iteration in range(self.iterations):
             known = None if face is None else self.trusted(face, hole)
             factors = self.factor(image, hole, seen, known)
             inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
@@ -210,7 +211,8 @@ class FaceCompletion(nn.Module):
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
             seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
-            if self.occlusion is not None:
+            # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
+            if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):
                 face = self._label(seen)
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
