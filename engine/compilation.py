@@ -14,9 +14,11 @@ from utils.logging import note
 def compile_networks(*networks: nn.Module) -> None:
     """Compiles networks in place, on their device; state, attributes and outputs (but for rounding) stay.
 
-    What has no parameters is no network (the linear fill, stand-ins) and stays as it is. The translation itself happens in the first call, and again once when the batch's size changes, after which it
-    holds for all sizes. A network that cannot be compiled as a whole, or not for what it is called with, is an error in
-    that call, never run uncompiled. Copies are not compiled.
+    What has no parameters is no network (the linear fill, stand-ins) and stays as it is. The translation itself happens
+    in the first call, and again once when the batch's size changes, after which it holds for all sizes. A network that
+    cannot be compiled as a whole, or not for what it is called with, is an error in that call, never run uncompiled
+    (only of PyTorch's own layers alone, such as a bare nn.Sequential, PyTorch does no more than warn). Copies are not
+    compiled.
 
     Raises:
         UserError: PyTorch cannot compile here, as without a C++ compiler.
