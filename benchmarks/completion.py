@@ -1,14 +1,17 @@
 """What completing faces costs beside the networks' own convolutions.
 
-    python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1]
+    python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1] [--precision auto]
 
-Networks as they are used for inference (`engine.build.build_completion`), on one built-in face under a rectangle. Every
-figure is the shortest of several repeats, in processor time of this process, so that what else the machine does counts
-little; ratios are taken within one run.
+Two completions side by side: the one that args.txt describes (the linear fill, with grain), and the paper's (the
+inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
+built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32. Every figure is the
+shortest of several repeats, in processor time of this process, so that what else the machine does counts little; ratios
+are taken within one run.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -20,8 +23,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
-RENDERING_TARGET = 0.10  # unwrap, render and shade, as a share of the three networks
-THROUGHPUT_TARGET = 0.85  # of the bare networks
+RENDERING_TARGET = 0.10  # unwrap, render and shade, as a share of the paper's three networks
+THROUGHPUT_TARGET = 0.85  # of the bare networks of the paper
+NETWORKS = ("encoder", "fill", "occlusion net")
+RENDERING = ("vertices", "z-buffer", "normals", "shade", "visibility", "unwrap", "render")
 
 
 def shortest(work: Callable[[], object], repeats: int) -> float:
@@ -35,18 +40,23 @@ def shortest(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def build():
-    """The completion that args.txt describes, but with the paper's inpainter (any weights: they do not change its time)
-    and without matching grain, which is no part of the paper."""
-    from engine.build import build_completion
-    from models.inpainter import Inpainter
-    from models.layers import fold_for_inference
+def settings():
+    """What args.txt says, on the CPU."""
     from utils import config
 
     os.chdir(ROOT)
-    settings = config.parse(["--config", "args.txt", "--ngpu", "0"], "benchmark")
-    inpainter = fold_for_inference(Inpainter().eval())
-    return build_completion(settings, torch.device("cpu"), inpainter=inpainter, grain=False)
+    return config.parse(["--config", "args.txt", "--ngpu", "0"], "benchmark")
+
+
+def build() -> dict:
+    """The two completions. The paper's inpainter has any weights: they do not change its time."""
+    from engine.build import build_completion
+    from models.inpainter import Inpainter
+    from models.layers import fold_for_inference
+
+    cpu, inpainter = torch.device("cpu"), fold_for_inference(Inpainter().eval())
+    return {"args.txt": build_completion(settings(), cpu),
+            "paper": build_completion(settings(), cpu, inpainter=inpainter, grain=False)}
 
 
 def example(count: int):
@@ -62,15 +72,17 @@ def example(count: int):
 
 
 def parts(completion, image, hole, repeats: int) -> dict[str, float]:
-    """Milliseconds of every part of one iteration on one image."""
+    """Milliseconds of every part on one image: NETWORKS and RENDERING, as an iteration runs them, and the grain."""
+    from models.grain import match_grain
+
     renderer, window = completion.renderer, image[..., 16:240, 16:240].contiguous()
     factors = completion.factor(image, hole)
     code, visible = factors.code, factors.uv_visible.to(image.dtype)
     inpainted = completion.inpainter(factors.albedo_in, visible)
-    both = torch.cat([image, hole], dim=1)
-    return {name: shortest(work, repeats) for name, work in {
+    both, hidden = torch.cat([image, hole], dim=1), hole > 0.5
+    works = {
         "encoder": lambda: completion.encoder(window),
-        "inpainter": lambda: completion.inpainter(factors.albedo_in, visible),
+        "fill": lambda: completion.inpainter(factors.albedo_in, visible),
         "occlusion net": lambda: completion.occlusion(image),
         "vertices": lambda: completion.morphable.vertices(code.shape),
         "z-buffer": lambda: renderer.rasterize(factors.positions, (256, 256)),
@@ -79,43 +91,73 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
         "visibility": lambda: renderer.uv_visibility(factors.positions, factors.uv_normals, factors.raster),
         "unwrap": lambda: renderer.unwrap(both, factors.positions),
         "render": lambda: completion.render_face(inpainted.albedo, factors.uv_shade, factors.raster),
-    }.items()}
+    }
+    if completion.grain:
+        works["grain"] = lambda: match_grain(image, hidden, torch.ones_like(hidden))
+    return {name: shortest(work, repeats) for name, work in works.items()}
 
 
 def bare(completion, image, hole) -> None:
-    """The networks alone, as often as the completion runs them."""
+    """The networks (for args.txt: and the linear fill) alone, as often as the completion runs them."""
     window, uv, visible = image[..., 16:240, 16:240], image[..., :192, :], hole[..., :192, :]
-    completion.occlusion(image)
+    for _ in range(max(2, completion.iterations)):
+        completion.occlusion(image)
     for _ in range(completion.iterations):
         completion.encoder(window)
         completion.inpainter(uv, visible)
-        completion.occlusion(image)
+
+
+def print_parts(completions: dict, image, hole, repeats: int) -> None:
+    """A column of milliseconds per completion, and what rendering costs beside the networks."""
+    times = {name: parts(completion, image[:1], hole[:1], repeats) for name, completion in completions.items()}
+    print(f"{'one image, ms':<44}" + "".join(f"{name:>10}" for name in times))
+    for part in (*NETWORKS, *RENDERING, "grain"):
+        print(f"{part:<44}" + "".join(f"{column[part]:>10.1f}" if part in column else f"{'-':>10}"
+                                      for column in times.values()))
+    shares = [sum(column[part] for part in RENDERING) / sum(column[part] for part in NETWORKS)
+              for column in times.values()]
+    print(f"{'unwrap, render and shade / encoder, fill, net':<46}" + "".join(f"{share:>9.1%} " for share in shares)
+          + f"  (target for the paper's at most {RENDERING_TARGET:.0%})")
+
+
+def print_throughput(completions: dict, image, hole, repeats: int) -> None:
+    """Whole completions beside their bare networks, and beside each other."""
+    for one_by_one in (True, False):
+        wholes = []
+        for name, completion in completions.items():
+            completion.one_by_one = one_by_one
+            whole = shortest(lambda: completion(image, hole), repeats) / len(image)
+            alone = shortest(lambda: bare(completion, image, hole), repeats) / len(image)
+            target = f" (target at least {THROUGHPUT_TARGET:.0%})" if name == "paper" else ""
+            what = f"{name}, {'one by one' if one_by_one else 'batch'} of {len(image)}"
+            print(f"{what:<30}{whole:>7.0f} ms an image, bare {alone:.0f} ms: {alone / whole:.0%} of the bare "
+                  f"throughput{target}")
+            wholes.append(whole)
+        print(f"{'args.txt / paper':<30}{wholes[0] / wholes[1]:>10.2f}")
 
 
 @torch.no_grad()
 def main() -> None:
     """The command line."""
+    from engine.build import choose_precision
+    from engine.training import DTYPES
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     image, hole = example(options.batch)
-    completion = build()
-    times = parts(completion, image[:1], hole[:1], options.repeats)
-    for name, value in times.items():
-        print(f"{name:<40}{value:>9.1f} ms")
-    networks = sum(list(times.values())[:3])
-    share = sum(list(times.values())[3:]) / networks
-    print(f"{'unwrap, render and shade / networks':<40}{share:>9.1%}    (target at most {RENDERING_TARGET:.0%})")
-    for one_by_one in (True, False):
-        completion.one_by_one = one_by_one
-        whole = shortest(lambda: completion(image, hole), options.repeats)
-        alone = shortest(lambda: bare(completion, image, hole), options.repeats)
-        what = f"{'one by one' if one_by_one else 'batch'} of {options.batch}: whole / networks"
-        print(f"{what:<40}{whole / options.batch:>9.0f} ms / {alone / options.batch:.0f} ms an image: "
-              f"{alone / whole:.0%} of the bare throughput (target at least {THROUGHPUT_TARGET:.0%})")
+    precision = choose_precision(settings().replace(precision=options.precision))
+    why = ", which this processor computes in" if precision == "bf16" else ": this processor has no bf16"
+    print(f"networks in {precision}{why if options.precision == 'auto' else ''}; threads: {options.threads}")
+    mixed = torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
+    completions = build()
+    with mixed:
+        print_parts(completions, image, hole, options.repeats)
+        print_throughput(completions, image, hole, options.repeats)
 
 
 if __name__ == "__main__":

@@ -241,7 +241,8 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     from models.layers import fold_for_inference
     from models.weights import load_harmoniser, load_occlusion
     if inpainter is None and settings.model_type == "2d":
-        return fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
+        flat = fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
+        return _compiled(settings, flat)
     harmoniser = None
     if inpainter is None:
         inpainter = fold_for_inference(_load_inpainter(settings).eval())
@@ -253,7 +254,17 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
         fold_for_inference(network.eval()).to(memory_format=torch.channels_last)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
                                 harmoniser=harmoniser)
-    return completion.eval().to(device or choose_device(settings))
+    return _compiled(settings, completion.eval().to(device or choose_device(settings)))
+
+
+def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
+    """A completion on its device, with its networks compiled if --compile says so."""
+    if settings.compile:
+        from engine.compilation import compile_networks
+        inpainter = getattr(completion.inpainter, "refiner", completion.inpainter)  # not the linear fill before it
+        encoder = [] if settings.model_type == "2d" else [completion.encoder]
+        compile_networks(*encoder, completion.occlusion, inpainter)
+    return completion
 
 
 def _load_inpainter(settings: Any) -> torch.nn.Module:
@@ -285,7 +296,11 @@ def build_encoder(settings: Any, device: torch.device):
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
     encoder, model, definition = _load_geometry(settings)
-    return encoder.to(device), _geometry(model, definition).to(device)
+    encoder = encoder.to(device)
+    if settings.compile:
+        from engine.compilation import compile_networks
+        compile_networks(encoder)
+    return encoder, _geometry(model, definition).to(device)
 
 
 def _load_geometry(settings: Any):

@@ -98,6 +98,11 @@ class InpainterStage(Stage):
         losses["gan"] = L.guard_gan(L.hinge_generator_loss([score.float() for score in scores]))
         return losses, (image, completed.detach())
 
+    def frozen_networks(self) -> list[nn.Module]:
+        features = None if self.perceptual is None else self.perceptual.features
+        networks = [self.completion.encoder, self.completion.occlusion, features]
+        return [network for network in networks if network is not None]
+
     def _adversarial(self, step: int) -> bool:
         return self.weights["gan"] > 0 and step >= self.gan_start
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
+from engine.compilation import compile_method
 from engine.stage import Autocast, Stage
 from models.occlusion import N_LABELS
 
@@ -33,6 +34,10 @@ class OcclusionStage(Stage):
 
     def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
+        self._logits = occlusion.logits
+
+    def compile(self) -> None:
+        self._logits = compile_method(self.networks["occlusion"].logits)  # what training calls, not the whole network
 
     def losses(self, batch, rng, autocast: Autocast, step: int):
         count, device = len(batch["image"]), batch["image"].device
@@ -40,7 +45,7 @@ class OcclusionStage(Stage):
         image = colour_jitter(change.warp(to_float(batch["image"])), rng)
         labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
         with autocast():
-            logits = self.networks["occlusion"].logits(image)
+            logits = self._logits(image)
         logits = logits.float()
         return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
 from engine import report
+from engine.compilation import compile_networks
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
@@ -182,9 +183,11 @@ def _evaluate(settings: Any, folder: Path) -> dict[str, Any]:
     regions = build.face_folder(settings)
     dataset = build.build_test_data(settings)
     device = build.choose_device(settings)
-    network, _ = load_occlusion(settings.occ_ckpt)
+    network = load_occlusion(settings.occ_ckpt)[0].to(device)
+    if settings.compile:
+        compile_networks(network)
     options = SegmentationOptions(regions, device, settings.nthreads, settings.log_type)
-    results = SegmentationEvaluator(dataset, network.to(device), options).run()
+    results = SegmentationEvaluator(dataset, network, options).run()
     results.skipped.update(getattr(dataset, "unreadable", {}))
     if not results.rows:
         raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")

@@ -6,6 +6,8 @@ from typing import Any, Callable, ContextManager, Mapping
 import numpy as np
 from torch import Tensor, nn
 
+from engine.compilation import compile_networks
+
 Autocast = Callable[[], ContextManager]  # opens mixed precision for network forwards; geometry stays outside it
 
 
@@ -63,6 +65,18 @@ class Stage:
     def metadata(self) -> dict[str, Any]:
         """Plain values that travel with the weights, such as the morphable model that they were trained with."""
         return {}
+
+    def compile(self) -> None:
+        """Compiles the networks, trained and frozen, on their device (see `engine.compilation`).
+
+        Critics stay as they are: compiled code has no second derivatives, which the gradient penalty takes. Raises
+        UserError where nothing can be compiled.
+        """
+        compile_networks(*self.networks.values(), *self.frozen_networks())
+
+    def frozen_networks(self) -> list[nn.Module]:
+        """The networks inside `frozen` that training steps call."""
+        return []
 
     def to(self, device) -> "Stage":
         """Moves all networks to the device; frozen ones go into evaluation mode."""

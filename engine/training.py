@@ -64,6 +64,7 @@ class TrainingOptions:
     workers: int = 0
     seed: int = 0
     skip_bad_steps: bool = False
+    compile: bool = False
     bar: bool = True
     settings: dict = field(default_factory=dict)
 
@@ -108,6 +109,8 @@ class Trainer:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
         self._held_out: list[dict] = []
         self._running: dict[str, float] = {}
+        if options.compile:
+            stage.compile()
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -525,7 +528,7 @@ def options_from(settings: Any) -> TrainingOptions:
         scheduler_options=dict(settings.scheduler_options or {}), epochs=settings.nepochs, max_steps=settings.max_steps,
         max_minutes=settings.max_minutes, checkpoint_minutes=settings.checkpoint_minutes, ema=settings.ema,
         precision=build.choose_precision(settings), workers=settings.nthreads, seed=settings.manual_seed,
-        skip_bad_steps=settings.skip_bad_steps,
+        skip_bad_steps=settings.skip_bad_steps, compile=settings.compile,
         bar=settings.log_type == "progressbar", settings=build.plain_settings(settings))
 
 

@@ -71,7 +71,8 @@ class Completion:
     log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1
     outside the face. shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
     rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
-    face (B, 3, H, W): label probabilities of the completed image, or None without an occlusion net.
+    face (B, 3, H, W): label probabilities of the completed image, with several iterations of the one that the last
+    iteration started from; None without an occlusion net.
     """
 
     output: torch.Tensor
@@ -216,7 +217,8 @@ class FaceCompletion(nn.Module):
             if self.harmoniser is not None and iteration == self.iterations - 1:
                 seen = self._harmonise(seen, hole, surface if known is None else known, rendered, coverage, factors)
             seen = keep_grey(seen, hole)
-            if self.occlusion is not None:
+            # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
+            if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):
                 face = self._label(seen)
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE

@@ -250,6 +250,19 @@ def test_a_seam_does_not_show():
     assert jump < 0.05
 
 
+@pytest.mark.parametrize("iterations, labelled", [(1, 2), (2, 2), (3, 3)])
+def test_the_last_of_several_iterations_is_not_labelled_again(iterations, labelled):
+    shown = []
+    occlusion = face_samples.StandInOcclusion()
+    occlusion.register_forward_hook(lambda network, inputs, labels: shown.append((inputs[0], labels)))
+    image, hole = face_samples.picture(1, 256), rectangle()
+    result = completion(occlusion=occlusion, iterations=iterations)(image, hole)
+    assert len(shown) == labelled
+    assert torch.equal(shown[0][0], torch.where(hole, 0, image)) and torch.equal(result.face, shown[-1][1])
+    before = completion(occlusion=face_samples.StandInOcclusion(), iterations=max(1, iterations - 1))(image, hole)
+    torch.testing.assert_close(shown[-1][0], before.output)
+
+
 # ---------------------------------------------------------------- holes from the occlusion net
 
 

@@ -166,6 +166,9 @@ OPTIONS = {
                "at a time (also spelled --num-workers)", least=0),
         Option("precision", "text", "auto", "arithmetic of the networks in training; auto is bf16 where it is fast",
                ("auto", "fp32", "bf16", "fp16")),
+        Option("compile", "bool", False, "translate the networks with torch.compile, which needs a C++ compiler and a "
+               "minute or more at the start; not the discriminator, whose penalty has second derivatives, nor the "
+               "moving average"),
         Option("manual_seed", "int", 0, "seed of everything random (also spelled --seed)", least=0),
     ],
     "Results": [
