@@ -72,6 +72,19 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
         parameter.grad = gradient.view_as(parameter).clone()
 
 
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes that train together, of any shape; alone the tensor itself.
+
+    Its gradient is that of this process' share, so that after `average_gradients` a function of the mean has the
+    gradient that one process with the whole batch would have. All processes have to call it in the same order.
+    """
+    if not dist.is_initialized():
+        return value
+    mean = value.detach().clone()
+    dist.all_reduce(mean)
+    return value + (mean / dist.get_world_size() - value).detach()
+
+
 def largest(values: Sequence[float], world: World) -> list[float]:
     """The element-wise maximum over all processes: how they agree on the clock and on stopping."""
     if world.size == 1:
