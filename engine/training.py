@@ -230,7 +230,7 @@ class Trainer:
 
     def _backward(self, batch: dict, micro: int) -> dict[str, Tensor]:
         """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
-        rngs = face_generators((self.options.seed, self.step, micro), self._places(0, self.options.batch_size))
+        rngs = face_generators((self.options.seed, self.step, micro), self.world.places(0, self.options.batch_size))
         for critic in self.stage.critics.values():
             critic.requires_grad_(False)
         losses, context = self.stage.losses(batch, rngs, self._autocast, self.step)
@@ -372,13 +372,8 @@ class Trainer:
         seen = 0
         for batch in self._held_out_batches():
             count = len(batch["image"])
-            yield batch, face_generators((VALIDATION_KEY,), self._places(seen, count))
+            yield batch, face_generators((VALIDATION_KEY,), self.world.places(seen, count))
             seen += count
-
-    def _places(self, first: int, count: int) -> range:
-        """Where `count` of this process' items lie among those of all processes, which take turns."""
-        return range(self.world.rank + self.world.size * first, self.world.rank + self.world.size * (first + count),
-                     self.world.size)
 
     def _held_out_batches(self) -> list[dict]:
         """This process' share of the held-out items, made once and kept: generating them again would cost minutes."""
@@ -551,8 +546,7 @@ def train(settings: Any) -> dict[str, float]:
         UserError: something needed is missing, does not fit, or a loss stopped being a number.
     """
     from engine import build
-    world = distributed.join(build.choose_device(settings))
-    try:
+    with distributed.joined(build.choose_device(settings)) as world:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
         with own_folder(options.folder, world):
@@ -565,8 +559,6 @@ def train(settings: Any) -> dict[str, float]:
                 note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
                      f"{options.precision} on {world.device}; run folder {options.folder}")
             return trainer.run()
-    finally:
-        distributed.leave(world)
 
 
 @contextlib.contextmanager
@@ -576,9 +568,10 @@ def own_folder(folder: Path, world: World) -> Iterator[None]:
     Raises:
         UserError: another run is at work there.
     """
-    if not world.is_main:
-        yield
-        return
-    with files.held(folder, "another run", "wait for it, or choose another --save-dir"):
-        files.remove_unfinished(folder, ("last.pth", "best.pth", "args.txt"))
+    with contextlib.ExitStack() as holding:
+        def hold() -> None:
+            holding.enter_context(files.held(folder, "another run", "wait for it, or choose another --save-dir"))
+            files.remove_unfinished(folder, ("last.pth", "best.pth", "args.txt"))
+
+        distributed.in_main(hold, world)
         yield
