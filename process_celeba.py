@@ -3,6 +3,7 @@
 
     python process_celeba.py --celeba datasets/CelebA
     python process_celeba.py --folder portraits --output faces
+    python process_celeba.py --celeba datasets/CelebA --shard 2/8      # the second of eight machines' shares
 
 An interrupted run continues where it stopped: crops that exist and can be read are kept.
 """
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str]) -> int:
 
         output = options.output or options.celeba / CROP_FOLDER
         tasks, failures = celeba_tasks(options.celeba, output, options.format)
+    tasks, failures = (share(items, options.shard) for items in (tasks, failures))
+    if not tasks and not failures:
+        note(f"shard {options.shard[0]}/{options.shard[1]} has no pictures: there are fewer than shards")
+        return 0
     counts, more = align_all(tasks, options.num_workers, options.overwrite)
     return summarise(counts, failures + more, output)
 
@@ -84,11 +89,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num-workers", "--nthreads", type=int, default=os.cpu_count() or 1, metavar="N",
                         help="worker processes (default: %(default)s)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the crops (default: %(default)s)")
+    parser.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="I/N",
+                        help="do every N-th picture only, from the I-th on: N commands with I from 1 to N, on as many "
+                             "machines, do each picture once and may share an --output")
     parser.add_argument("--overwrite", action="store_true", help="make crops again that exist already")
     options = parser.parse_args(arguments)
     if options.num_workers < 1:
         parser.error(f"--num-workers is {options.num_workers}: give at least 1")
     return options
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """--shard's "I/N" as (I, N), 1 <= I <= N."""
+    index, _, count = text.partition("/")
+    try:
+        shard = int(index), int(count)
+    except ValueError:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 2/8: give I/N with I from 1 to N")
+    return shard
+
+
+def share(items: list, shard: tuple[int, int]) -> list:
+    """The items of shard (I, N): every N-th from the I-th on."""
+    index, count = shard
+    return items[index - 1::count]
 
 
 def celeba_tasks(celeba: Path, output: Path, suffix: str) -> tuple[list[Task], list[str]]:

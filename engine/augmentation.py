@@ -6,6 +6,7 @@ Geometry is a similarity (zoom, rotation, shift) and a mirror image. In the wind
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -30,13 +31,14 @@ class Similarity:
     mirror: Tensor
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, count: int, device: torch.device, *, zoom: float = 0.05,
+    def draw(cls, rngs: Sequence[np.random.Generator], device: torch.device, *, zoom: float = 0.05,
              angle: float = 0.06, shift: float = 3.0, mirror: bool = True) -> "Similarity":
-        """Normal deviates of the given standard deviations (`zoom` of its logarithm); mirrored half of the time."""
-        def normal(scale: float, *shape: int) -> Tensor:
-            return torch.from_numpy(rng.normal(0, scale, shape).astype(np.float32)).to(device)
-        flips = torch.from_numpy(rng.random(count) < 0.5).to(device) & mirror
-        return cls(normal(zoom, count).exp(), normal(angle, count), normal(shift, count, 2), flips)
+        """Normal deviates of the given standard deviations (`zoom` of its logarithm); mirrored half of the time.
+
+        rngs: one source of randomness for each of the B faces.
+        """
+        flips = chances(rngs, 0.5, device) & mirror
+        return cls(normal(rngs, zoom, device).exp(), normal(rngs, angle, device), normal(rngs, shift, device, 2), flips)
 
     def rotation(self) -> Tensor:
         """Z as (B, 3, 3) about the viewing axis."""
@@ -95,13 +97,23 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def colour_jitter(images: Tensor, rng: np.random.Generator, strength: float = 1.0) -> Tensor:
-    """Random contrast, brightness and colour cast of images (B, 3, H, W) in [-1, 1]; the result is clamped to that."""
-    count = len(images)
+def colour_jitter(images: Tensor, rngs: Sequence[np.random.Generator], strength: float = 1.0) -> Tensor:
+    """Random contrast, brightness and colour cast of images (B, 3, H, W) in [-1, 1]; the result is clamped to that.
 
-    def normal(scale: float, channels: int) -> Tensor:
-        deviates = rng.normal(0, scale * strength, (count, channels, 1, 1)).astype(np.float32)
-        return torch.from_numpy(deviates).to(images.device)
+    rngs: one source of randomness for each of the B images.
+    """
+    def deviates(scale: float, channels: int) -> Tensor:
+        return normal(rngs, scale * strength, images.device, channels, 1, 1)
 
-    images = images * (1 + normal(0.15, 1)) + normal(0.1, 1)
-    return (images * (1 + normal(0.05, 3))).clamp(-1, 1)
+    images = images * (1 + deviates(0.15, 1)) + deviates(0.1, 1)
+    return (images * (1 + deviates(0.05, 3))).clamp(-1, 1)
+
+
+def normal(rngs: Sequence[np.random.Generator], scale: float, device: torch.device, *shape: int) -> Tensor:
+    """Normal deviates of the standard deviation `scale`, float32 (B, *shape), each face's from its own source."""
+    return torch.from_numpy(np.stack([rng.normal(0, scale, shape) for rng in rngs]).astype(np.float32)).to(device)
+
+
+def chances(rngs: Sequence[np.random.Generator], probability: float, device: torch.device) -> Tensor:
+    """True with a probability, bool (B,), each face's from its own source."""
+    return torch.tensor([rng.random() < probability for rng in rngs]).to(device)

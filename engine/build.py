@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
+from engine.distributed import ALONE, World, in_main
 from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
 from utils import device as devices, files
@@ -56,14 +57,20 @@ def run_folder(settings: Any) -> Path:
 
 
 @contextlib.contextmanager
-def results_folder(settings: Any, folder: Path) -> Iterator[None]:
-    """Keeps an evaluation's folder to this process; what an earlier one left there is replaced only with --overwrite.
+def results_folder(settings: Any, folder: Path, world: World = ALONE) -> Iterator[None]:
+    """Keeps an evaluation's folder to it; what an earlier one left there is replaced only with --overwrite.
+
+    The main process holds the folder; the others go on once it does.
 
     Raises:
         UserError: results lie there already, or another process is at work there.
     """
-    files.refuse_overwriting(folder, ("summary.json",), settings.overwrite)
-    with files.held(folder, "another evaluation", "wait for it, or choose another --output"):
+    with contextlib.ExitStack() as holding:
+        def hold() -> None:
+            files.refuse_overwriting(folder, ("summary.json",), settings.overwrite)
+            holding.enter_context(files.held(folder, "another evaluation", "wait for it, or choose another --output"))
+
+        in_main(hold, world)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Data-parallel training over processes started by ``torchrun``.
+"""Training and evaluation over processes started by ``torchrun``, each with its share of the faces.
 
 Gradients are averaged by one explicit all-reduce per optimiser step instead of by wrapping the networks. That keeps
 the gradient penalty (a second derivative through the discriminator), gradient accumulation and several networks per
@@ -6,20 +6,25 @@ stage free of a wrapper's rules, and a run without ``torchrun`` goes through exa
 """
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
-from typing import Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 from utils.errors import UserError
 
 
+Finding = TypeVar("Finding")
+
+
 @dataclass(frozen=True)
 class World:
-    """This process' place among the processes that train together, and the device that it uses."""
+    """This process' place among the processes that work together, and the device that it uses."""
 
     rank: int
     size: int
@@ -29,6 +34,17 @@ class World:
     def is_main(self) -> bool:
         """True in the one process that writes files and prints."""
         return self.rank == 0
+
+    def places(self, first: int, count: int) -> range:
+        """Where `count` items of this process, from its own `first` on, lie among all: processes take turns."""
+        return range(self.rank + self.size * first, self.rank + self.size * (first + count), self.size)
+
+    def share(self, items: Dataset) -> Dataset:
+        """This process' part of a dataset: every size-th item."""
+        return items if self.size == 1 else Subset(items, range(self.rank, len(items), self.size))
+
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def join(device: torch.device) -> World:
@@ -60,6 +76,41 @@ def leave(world: World) -> None:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world of :func:`join`, left at the end."""
+    world = join(device)
+    try:
+        yield world
+    finally:
+        leave(world)
+
+
+def in_main(action: Callable[[], None], world: World) -> None:
+    """Does something in the main process, while the others wait.
+
+    Raises:
+        UserError: it did so in the main process; in the others then too.
+    """
+    if world.is_main:
+        try:
+            action()
+        except BaseException:
+            largest([1.0], world)
+            raise
+    if largest([0.0], world)[0]:
+        raise UserError(f"process {world.rank} of {world.size} stops with process 0, whose message says why")
+
+
+def gather(findings: Mapping[int, Finding], world: World) -> dict[int, Finding]:
+    """What all processes found, by place, in the order of the places; in others than the main process nothing."""
+    if world.size == 1:
+        return dict(sorted(findings.items()))
+    shares = [None] * world.size if world.is_main else None
+    dist.gather_object(dict(findings), shares)
+    return dict(sorted(item for share in shares or [] for item in share.items()))
+
+
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Replaces every gradient by its mean over all processes (a missing gradient counts as zero)."""
     if world.size == 1:
@@ -70,6 +121,19 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     flat /= world.size
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
         parameter.grad = gradient.view_as(parameter).clone()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over the processes that train together, of any shape; alone the tensor itself.
+
+    Its gradient is that of this process' share, so that after `average_gradients` a function of the mean has the
+    gradient that one process with the whole batch would have. All processes have to call it in the same order.
+    """
+    if not dist.is_initialized():
+        return value
+    mean = value.detach().clone()
+    dist.all_reduce(mean)
+    return value + (mean / dist.get_world_size() - value).detach()
 
 
 def largest(values: Sequence[float], world: World) -> list[float]:

@@ -8,7 +8,7 @@ the smallest ones and shrink every face to the average.
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -90,8 +90,8 @@ class EncoderStage(Stage):
     def metadata(self) -> dict[str, Any]:
         return {"definition": self.definition_name, "frame_trust": self.frame_trust}
 
-    def losses(self, batch, rng, autocast: Autocast, step: int):
-        image, truth = self._augment(batch, rng)
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        image, truth = self._augment(batch, rngs)
         with autocast():
             code = self.networks["encoder"](image)
         losses = self._geometry_losses(code, truth)
@@ -99,14 +99,15 @@ class EncoderStage(Stage):
             losses.update(self._albedo_losses(code, truth, autocast))
         return losses, None
 
-    def _augment(self, batch: Mapping[str, Any], rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _augment(self, batch: Mapping[str, Any],
+                 rngs: Sequence[np.random.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
         """Masked windows (B, 3, 224, 224) and the ground truth after the same change."""
-        count, device = len(batch["image"]), batch["image"].device
-        change = Similarity.draw(rng, count, device, mirror=self.geometry.can_mirror)
+        device = batch["image"].device
+        change = Similarity.draw(rngs, device, mirror=self.geometry.can_mirror)
         regions = torch.stack([batch["labels"] == FACE, batch["labels"] == OCCLUSION], 1).float()
         warped = change.warp(torch.cat([to_float(batch["image"]), regions], 1))
-        image = colour_jitter(warped[:, :3], rng)
-        hole = training_holes(rng, (warped[:, 3:] > 0.5).cpu().numpy()).to(device)
+        image = colour_jitter(warped[:, :3], rngs)
+        hole = training_holes(rngs, (warped[:, 3:] > 0.5).cpu().numpy()).to(device)
         mirror = change.mirror[:, None]
         shape = torch.where(mirror, batch["shape"] * self.geometry.parity + self.geometry.offset, batch["shape"])
         turn, scale, translation = change.pose(rotation(batch["pose"]), batch["scale"],
@@ -150,12 +151,12 @@ class EncoderStage(Stage):
             losses["render"] = pixel_loss(drawn * 2 - 1, truth["image"][few], mask=covered & truth["face"][few])
         return losses
 
-    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+    def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sums of the landmark error on whole and on masked images for each of TRUSTS, and the count."""
         image, labels = window(to_float(batch["image"])), window(batch["labels"][:, None])
         face = (labels == FACE)[:, 0].cpu().numpy()
-        hole = np.stack([random_rectangle(rng, *region.shape, evaluation=True) & region for region in face])
-        hole = torch.from_numpy(hole)[:, None].to(image.device)
+        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for rng, region in zip(rngs, face)]
+        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
         sums = []
         for masked in (image, image * ~hole):
             with autocast():
@@ -175,7 +176,7 @@ class EncoderStage(Stage):
         settled = settle(code, crop_landmarks(code.shape, code.scale, code.pose, self.geometry), trust)
         return crop_landmarks(settled.shape, settled.scale, settled.pose, self.geometry)
 
-    def pictures(self, networks, batch, rng) -> Tensor:
+    def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces with their true (green) and found (red) landmarks."""
         image = to_float(batch["image"][:8])
         code = networks["encoder"](window(image))
@@ -219,15 +220,15 @@ def landmark_error(landmarks: Tensor, truth: Tensor) -> Tensor:
     return 100 * (landmarks - truth).norm(dim=-1).mean(1) / eyes
 
 
-def training_holes(rng: np.random.Generator, regions: np.ndarray) -> Tensor:
+def training_holes(rngs: Sequence[np.random.Generator], regions: np.ndarray) -> Tensor:
     """Random holes (B, 1, H, W) bool, of the kinds and shares of HOLE_SHARES.
 
-    regions: bool (B, 2, H, W), face and occluder. Rectangles lie on the face, as in evaluation; blobs anywhere; an
-    occluder becomes the hole that covers it.
+    rngs: one source of randomness a face. regions: bool (B, 2, H, W), face and occluder. Rectangles lie on the face, as
+    in evaluation; blobs anywhere; an occluder becomes the hole that covers it.
     """
     holes = np.zeros((len(regions), 1, *regions.shape[2:]), dtype=bool)
-    kinds = rng.choice(list(HOLE_SHARES), len(regions), p=list(HOLE_SHARES.values()))
-    for hole, kind, (face, occluder) in zip(holes, kinds, regions):
+    for rng, hole, (face, occluder) in zip(rngs, holes, regions):
+        kind = rng.choice(list(HOLE_SHARES), p=list(HOLE_SHARES.values()))
         if kind == "rectangle":
             hole[0] = random_rectangle(rng, *face.shape) & face
         elif kind == "blobs":

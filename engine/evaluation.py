@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio, ratio_bin
-from engine import report
+from engine import distributed, report
 from engine.baselines import BASELINES
+from engine.distributed import ALONE, World
 from engine.encoder_stage import landmark_error
 from engine.metrics import psnr, ssim
 from engine.training import start_worker
@@ -46,7 +47,7 @@ class CompletesFaces(Protocol):
 class EvaluationOptions:
     """source: "random" (fixed by seed and name), "file" (from `masks`) or "occlusion" (predicted, no scores).
 
-    resolution: 256, the whole aligned crop, or 224, its centre window.
+    resolution: 256, the whole aligned crop, or 224, its centre window. world: the processes that share the faces.
     """
 
     folder: Path
@@ -54,7 +55,7 @@ class EvaluationOptions:
     masks: MaskFolder | None = None
     resolution: int = CROP_SIZE
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    world: World = ALONE
     workers: int = 0
     save_pictures: bool = True
     save_landmarks: bool = False
@@ -63,7 +64,10 @@ class EvaluationOptions:
 
 @dataclass
 class Results:
-    """One entry per image: names, mask/face ratios, and scores as measure -> method -> values (None: not measured)."""
+    """One entry per image: names, mask/face ratios, and scores as measure -> method -> values (None: not measured).
+
+    examples: (name, pictures) of images spread evenly over the dataset. skipped: name -> why it could not be used.
+    """
 
     names: list[str] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
@@ -73,6 +77,17 @@ class Results:
     examples: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def add(self, others: "Results") -> None:
+        """Appends other images' results."""
+        self.names += others.names
+        self.ratios += others.ratios
+        for measure, methods in others.scores.items():
+            for method, values in methods.items():
+                self.scores[measure][method] += values
+        self.landmark_errors += others.landmark_errors
+        self.examples += others.examples
+        self.skipped.update(others.skipped)
 
     def rows(self, method: str) -> list[dict[str, Any]]:
         """The table's rows of one method, as in metrics.csv."""
@@ -91,30 +106,33 @@ class Evaluator:
     def __init__(self, dataset: Dataset, completion: CompletesFaces, options: EvaluationOptions,
                  lpips: Callable[[np.ndarray, np.ndarray], float] | None):
         self.dataset, self.completion, self.options, self.lpips = dataset, completion, options, lpips
-        self.results = Results()
+        self.found: dict[int, Results] = {}  # of this process' images, by their places in the dataset
         count = len(dataset)
         self.example_indices = set(np.linspace(0, count - 1, min(EXAMPLES, count)).round().astype(int).tolist())
-        self.index = 0
 
     @torch.no_grad()
     def run(self) -> Results:
-        """Goes through the dataset once."""
-        start = time.monotonic()
-        loader = DataLoader(self.dataset, batch_size=BATCH_SIZE, num_workers=self.options.workers,
+        """Goes through the dataset once; in others than the main process of several the results are empty."""
+        start, world = time.monotonic(), self.options.world
+        loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE, num_workers=self.options.workers,
                             worker_init_fn=start_worker)
-        for batch in progress(loader, "evaluating", len(loader), self.options.log_type):
+        for batch in progress(loader, "evaluating", len(loader), self.options.log_type if world.is_main else "none"):
             self._batch(batch)
-        self.results.skipped.update(getattr(self.dataset, "unreadable", {}))
-        self.results.seconds = time.monotonic() - start
-        return self.results
+        results = Results()
+        for found in distributed.gather(self.found, world).values():
+            results.add(found)
+        results.skipped.update(getattr(self.dataset, "unreadable", {}))
+        results.seconds = time.monotonic() - start
+        return results
 
     def _batch(self, batch: Mapping[str, Any]) -> None:
-        image = from_uint8(batch["image"].to(self.options.device))
+        image = from_uint8(batch["image"].to(self.options.world.device))
+        places = self.options.world.places(len(self.found), len(image))
+        results = [self.found.setdefault(place, Results()) for place in places]
         face = self._face(image, batch)
-        holes = self._holes(image, face, batch["name"])
+        holes = self._holes(image, face, batch["name"], results)
         kept = [index for index, hole in enumerate(holes) if hole is not None]
         if not kept:
-            self.index += len(holes)
             return
         inside = self._inside()
         hole = torch.from_numpy(np.stack([holes[index] for index in kept]))[:, None].to(image.device)
@@ -123,11 +141,10 @@ class Evaluator:
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(kept):
             region = face[index][inside, inside]
-            self._image(batch["name"][index], truths[place], holes[index][inside, inside], region, outputs[place],
-                        example=self.index + index in self.example_indices)
+            self._image(results[index], batch["name"][index], truths[place], holes[index][inside, inside], region,
+                        outputs[place], example=places[index] in self.example_indices)
             if completion.landmarks is not None:  # the 2D baseline knows none
-                self._landmarks(batch, index, completion.landmarks[place].cpu())
-        self.index += len(holes)
+                self._landmarks(results[index], batch, index, completion.landmarks[place].cpu())
 
     def _inside(self) -> slice:
         offset = WINDOW_OFFSET if self.options.resolution == WINDOW_SIZE else 0
@@ -139,29 +156,29 @@ class Evaluator:
             return (batch["labels"] == FACE).numpy()
         return (self.completion.occlusion(image)[:, FACE] >= MIN_FACE).cpu().numpy()
 
-    def _holes(self, image: Tensor, face: np.ndarray, names: list[str]) -> list[np.ndarray | None]:
+    def _holes(self, image: Tensor, face: np.ndarray, names: list[str],
+               results: list[Results]) -> list[np.ndarray | None]:
         """The hole of each crop, bool (256, 256); None, noted as skipped, where there is no usable mask."""
         if self.options.source == "occlusion":
             return list(self.completion.predict_hole(image)[:, 0].bool().cpu().numpy())
         if self.options.source == "random":
             return [fixed_hole(self.options.seed, name, region) for name, region in zip(names, face)]
         holes: list[np.ndarray | None] = []
-        for name in names:
+        for name, of_image in zip(names, results):
             try:
                 holes.append(self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)))
             except UserError as error:
                 holes.append(None)
-                self.results.skipped[name] = str(error)
+                of_image.skipped[name] = str(error)
         return holes
 
-    def _image(self, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray, output: np.ndarray, *,
-               example: bool) -> None:
+    def _image(self, results: Results, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray,
+               output: np.ndarray, *, example: bool) -> None:
         """Writes and scores one image. Where the hole is a real occluder there is no truth, and so no score."""
         output = np.where(hole[..., None], output, truth)
         scored = self.options.source != "occlusion"
         if self.options.save_pictures:
             write_image(files.inside(self.options.folder, f"{name}.png"), output)
-        results = self.results
         results.names.append(name)
         results.ratios.append(mask_ratio(face if scored else face | hole, hole))
         completed = {METHOD: output}
@@ -178,14 +195,14 @@ class Evaluator:
     def _measure(self, output: np.ndarray, truth: np.ndarray) -> tuple[float, float, float | None]:
         return psnr(output, truth), ssim(output, truth), self.lpips(output, truth) if self.lpips else None
 
-    def _landmarks(self, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
+    def _landmarks(self, results: Results, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
         """Writes the 68 fitted landmarks, in pixels of the evaluated picture; measures them where truth is known."""
         if self.options.save_landmarks:
             with report.atomic_text(files.inside(self.options.folder, f"{batch['name'][index]}.txt")) as file:
                 file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
         if "landmarks" in batch:
             truth = batch["landmarks"][index] - self._inside().start
-            self.results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
+            results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
 
 
 def summarise(results: Results, settings: Mapping[str, Any], lpips_missing: str | None) -> dict[str, Any]:
@@ -250,28 +267,31 @@ def open_lpips(device: torch.device) -> tuple[Callable | None, str | None]:
 def evaluate(settings: Any) -> dict[str, Any]:
     """Evaluates as the settings say, prints the table and writes everything; returns the summary.
 
+    Of several processes (torchrun) each takes its share of the images, and the main one reports; the others return {}.
+
     Raises:
         UserError: weights or data are missing (before any work), or some images could not be used (after all work).
     """
     from engine import build
     source = choose_source(settings)
     folder = Path(settings.output or Path(settings.result_path) / "eval")
-    with build.results_folder(settings, folder):
-        return _evaluate(settings, source, folder)
+    with distributed.joined(build.choose_device(settings)) as world, build.results_folder(settings, folder, world):
+        return _evaluate(settings, source, folder, world)
 
 
-def _evaluate(settings: Any, source: str, folder: Path) -> dict[str, Any]:
+def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[str, Any]:
     from engine import build
-    device = build.choose_device(settings)
     masks = MaskFolder(settings.mask_dir) if source == "file" else None
     dataset = build.build_test_data(settings)
-    completion = build.build_completion(settings, device)
-    lpips, lpips_missing = open_lpips(device)
+    completion = build.build_completion(settings, world.device)
+    lpips, lpips_missing = open_lpips(world.device)
     options = EvaluationOptions(
         folder=folder, source=source, masks=masks, resolution=settings.resolution[0], seed=settings.manual_seed,
-        device=device, workers=settings.nthreads,
+        world=world, workers=settings.nthreads,
         save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
     results = Evaluator(dataset, completion, options, lpips).run()
+    if not world.is_main:
+        return {}
     if not results.names:
         reason = next(iter(results.skipped.values()), "the dataset is empty")
         raise UserError(f"no image could be evaluated; the first: {reason}")

@@ -106,7 +106,7 @@ class _Completions(Dataset):
         if rng.random() < 0.5:
             image, labels = image.flip(3), None if labels is None else labels.flip(3)
         if rng.random() < JITTERED:
-            image = colour_jitter(image, rng)
+            image = colour_jitter(image, [rng])
         if labels is None:
             labels = self.completion.occlusion(image).argmax(1, keepdim=True)
         return image, torch.from_numpy(_hole(rng, (labels == FACE)[0, 0].numpy()))[None, None]

@@ -1,13 +1,15 @@
 """Training of the harmoniser: the smooth colours of completed faces towards those of the true pictures."""
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine import report
+from engine.augmentation import chances, normal
+from engine.distributed import mean_over_processes
 from engine.stage import Autocast, Stage
 
 ABSOLUTE = 0.02  # weight of absolute beside squared differences
@@ -27,16 +29,16 @@ class HarmoniserStage(Stage):
     def __init__(self, network: nn.Module, weights: Mapping[str, float] | None = None):
         super().__init__({self.name: network}, {"colour": 1.0, **(weights or {})})
 
-    def losses(self, batch, rng, autocast: Autocast, step: int):
-        cells, truth = _vary(batch["cells"], batch["truth"], rng)
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        cells, truth = _vary(batch["cells"], batch["truth"], rngs)
         with autocast():
             correction = self.networks[self.name](cells)
         ramp = cells[:, RAMP]
         error = cells[:, COMPLETED] + ramp * correction.float() - truth
         cost = (error.square() + ABSOLUTE * error.abs()) * (ramp > 0)
-        return {"colour": cost.sum() / ramp.sum().clamp(min=1)}, None
+        return {"colour": cost.sum() / mean_over_processes(ramp.sum()).clamp(min=1)}, None
 
-    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+    def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """What the correction gains, in dB of the hole's squared error in cells, summed over the items, and the count."""
         cells, truth = batch["cells"], batch["truth"]
         with autocast():
@@ -48,7 +50,7 @@ class HarmoniserStage(Stage):
     def score(self, statistics: Tensor) -> dict[str, float]:
         return {"gain_db": float(statistics[0] / statistics[1])}
 
-    def pictures(self, networks, batch, rng) -> Tensor:
+    def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces in cells: completed, corrected, true."""
         cells, truth = batch["cells"][:4], batch["truth"][:4]
         corrected = cells[:, COMPLETED] + cells[:, RAMP] * networks[self.name](cells)
@@ -63,16 +65,15 @@ def _squared_error(cells: Tensor, truth: Tensor, correction: Tensor | int) -> Te
     return (error.square() * (cells[:, RAMP] > 0)).sum((1, 2, 3)).clamp(min=1e-6)
 
 
-def _vary(cells: Tensor, truth: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _vary(cells: Tensor, truth: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
     """The items with other colours, half of them mirrored."""
-    count, device = len(cells), cells.device
-    logarithms = GAIN_ALL * rng.standard_normal((count, 1, 1, 1)) + GAIN_CHANNEL * rng.standard_normal((count, 3, 1, 1))
-    gain = torch.from_numpy(np.exp(logarithms).astype(np.float32)).to(device)
+    device = cells.device
+    gain = (normal(rngs, GAIN_ALL, device, 1, 1, 1) + normal(rngs, GAIN_CHANNEL, device, 3, 1, 1)).exp()
 
     def brighten(colours: Tensor) -> Tensor:
         return ((colours + 1) * gain - 1).clamp(-1, 1)
 
     rendered = torch.where(cells[:, COVERAGE] > 0, brighten(cells[:, RENDERED]), 0)
     cells = torch.cat([brighten(cells[:, COMPLETED]), cells[:, 3:5], rendered, cells[:, 8:]], dim=1)
-    mirror = torch.from_numpy(rng.random((count, 1, 1, 1)) < 0.5).to(device)
+    mirror = chances(rngs, 0.5, device)[:, None, None, None]
     return torch.where(mirror, cells.flip(3), cells), torch.where(mirror, brighten(truth).flip(3), brighten(truth))

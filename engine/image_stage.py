@@ -30,8 +30,8 @@ class ImageStage(InpainterStage):
                  weights: Mapping[str, float] | None = None, **options: Any):
         super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, **options)
 
-    def losses(self, batch, rng, autocast: Autocast, step: int):
-        image, face, hole, _ = self._examples(batch, rng, autocast)
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        image, face, hole, _ = self._examples(batch, rngs, autocast)
         with autocast():
             picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)
         picture = picture.float()
@@ -44,9 +44,9 @@ class ImageStage(InpainterStage):
     def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
         return ImageCompletion(inpainter, self.completion.occlusion)(image, hole)
 
-    def pictures(self, networks, batch, rng) -> Tensor:
+    def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces: masked, completed, original."""
         few = {name: value[:4] for name, value in batch.items()}
-        image, hole = self._held_out(few, rng, torch.no_grad)
+        image, hole = self._held_out(few, rngs, torch.no_grad)
         done = self._complete(networks[self.name], image, hole)
         return report.tile([list(row) for row in zip(torch.where(hole, 0, image), done.output, image)])

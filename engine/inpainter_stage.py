@@ -7,7 +7,7 @@ to those seen in the photo.
 """
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datasets.masks import random_rectangle
 from engine import losses as L
 from engine import report
-from engine.augmentation import colour_jitter, to_float
+from engine.augmentation import chances, colour_jitter, to_float
 from engine.encoder_stage import blobs
 from engine.stage import Autocast, Stage
 from models.blending import blend
@@ -56,8 +56,8 @@ class InpainterStage(Stage):
         self.completion, self.perceptual, self.gan_start = completion, perceptual, gan_start
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
-    def losses(self, batch, rng, autocast: Autocast, step: int):
-        image, face, hole, albedo = self._examples(batch, rng, autocast)
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        image, face, hole, albedo = self._examples(batch, rngs, autocast)
         with torch.no_grad(), autocast():
             factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))
             target = self.completion.albedo(image, factors.positions, factors.uv_shade)
@@ -106,7 +106,8 @@ class InpainterStage(Stage):
     def _adversarial(self, step: int) -> bool:
         return self.weights["gan"] > 0 and step >= self.gan_start
 
-    def critic_losses(self, context: Any, rng: np.random.Generator, autocast: Autocast) -> dict[str, Tensor]:
+    def critic_losses(self, context: Any, rngs: Sequence[np.random.Generator],
+                      autocast: Autocast) -> dict[str, Tensor]:
         """Hinge loss and gradient penalty of the discriminator; the penalty in float32, for its second derivatives."""
         if context is None:
             return {}
@@ -114,11 +115,11 @@ class InpainterStage(Stage):
         real, fake = context
         with autocast():
             real_scores, fake_scores = ([score.float() for score in discriminator(picture)] for picture in context)
-        alpha = torch.from_numpy(rng.random(len(real)).astype(np.float32)).to(real.device)
+        alpha = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32).to(real.device)
         return {"critic": L.guard_gan(L.hinge_discriminator_loss(real_scores, fake_scores)),
                 "penalty": L.guard_gan(L.gradient_penalty(discriminator, real, fake, alpha))}
 
-    def _examples(self, batch: Mapping[str, Any], rng: np.random.Generator,
+    def _examples(self, batch: Mapping[str, Any], rngs: Sequence[np.random.Generator],
                   autocast: Autocast) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Images (B, 3, 256, 256), face regions and holes (B, 1, 256, 256) bool, true UV albedo in [0, 1] or None.
 
@@ -126,18 +127,18 @@ class InpainterStage(Stage):
         """
         image = to_float(batch["image"])
         labels = self._labels(image, batch, autocast)
-        mirror = torch.from_numpy(rng.random((len(image), 1, 1, 1)) < 0.5).to(image.device)
-        image = colour_jitter(torch.where(mirror, image.flip(3), image), rng, 0.7)
+        mirror = chances(rngs, 0.5, image.device)[:, None, None, None]
+        image = colour_jitter(torch.where(mirror, image.flip(3), image), rngs, 0.7)
         labels = torch.where(mirror, labels.flip(3), labels)
         albedo = None
         if "albedo" in batch:
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
         face = labels == FACE
-        holes, on_face = zip(*(random_hole(rng, *image.shape[2:]) for _ in image))
+        holes, on_face = zip(*(random_hole(rng, *image.shape[2:]) for rng in rngs))
         hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
         hole = hole & (face | ~torch.tensor(on_face)[:, None, None, None].to(image.device))
-        covered = torch.from_numpy(rng.random((len(image), 1, 1, 1)) < COVERED_OCCLUDERS).to(image.device)
+        covered = chances(rngs, COVERED_OCCLUDERS, image.device)[:, None, None, None]
         return image, face, hole | ((labels == OCCLUSION) & covered), albedo
 
     def _labels(self, image: Tensor, batch: Mapping[str, Any], autocast: Autocast) -> Tensor:
@@ -168,16 +169,16 @@ class InpainterStage(Stage):
         finally:
             self.completion.inpainter = nn.Identity()
 
-    def _held_out(self, batch, rng: np.random.Generator, autocast: Autocast) -> tuple[Tensor, Tensor]:
+    def _held_out(self, batch, rngs: Sequence[np.random.Generator], autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Whole images and the holes of evaluation: rectangles on the face."""
         image = to_float(batch["image"])
         face = (self._labels(image, batch, autocast) == FACE)[:, 0].cpu().numpy()
-        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for region in face]
+        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for rng, region in zip(rngs, face)]
         return image, torch.from_numpy(np.stack(holes))[:, None].to(image.device)
 
-    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+    def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sum of the PSNR of the completed images (whole image, 8 bits), sum of the absolute error in holes, counts."""
-        image, hole = self._held_out(batch, rng, autocast)
+        image, hole = self._held_out(batch, rngs, autocast)
         with autocast():
             output = self._complete(self._inpainter(networks, batch), image, hole).output
         difference = to_uint8(output).double() - batch["image"].double()
@@ -190,10 +191,10 @@ class InpainterStage(Stage):
         psnr, error, hidden, images = statistics.tolist()
         return {"psnr": psnr / images, "hole_error": error / max(hidden, 1)}
 
-    def pictures(self, networks, batch, rng) -> Tensor:
+    def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces: masked, albedo in, albedo out, completed, original."""
         few = {name: value[:4] for name, value in batch.items()}
-        image, hole = self._held_out(few, rng, torch.no_grad)
+        image, hole = self._held_out(few, rngs, torch.no_grad)
         done = self._complete(self._inpainter(networks, few), image, hole)
         square = lambda uv: F.pad(uv, (0, 0, 32, 32), value=-1.0)
         rows = zip(torch.where(hole, 0, image), square(done.albedo_in), square(done.albedo_out), done.output, image)

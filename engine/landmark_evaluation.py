@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio
-from engine import report
+from engine import distributed, report
+from engine.distributed import ALONE, World
 from engine.encoder_stage import OUTER_EYES, crop_landmarks, window
 from engine.evaluation import HOLE_GREY, choose_source
 from engine.training import start_worker
@@ -46,13 +47,13 @@ class LandmarkOptions:
     """masks: the holes; None: one rectangle each, on the labelled face, fixed by seed and name.
 
     regions: folder of face regions for the mask/face ratio, NAME.png. Without labels and regions the face is the convex
-    hull of its true landmarks, which leaves out the forehead.
+    hull of its true landmarks, which leaves out the forehead. world: the processes that share the faces.
     """
 
     seed: int = 0
     masks: MaskFolder | None = None
     regions: Path | None = None
-    device: torch.device = torch.device("cpu")
+    world: World = ALONE
     workers: int = 0
     log_type: str = "progressbar"
 
@@ -173,38 +174,47 @@ class LandmarkEvaluator:
 
     def __init__(self, dataset: Dataset, encoder: nn.Module, geometry: nn.Module, options: LandmarkOptions):
         self.dataset, self.encoder, self.geometry, self.options = dataset, encoder, geometry, options
-        self.results = LandmarkResults()
+        # Of this process' faces, by their places in the dataset: rows, reasons to skip one, pictures of the worst.
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.skipped: dict[int, tuple[str, str]] = {}
+        self.worst: dict[int, tuple[float, str, np.ndarray]] = {}
+        self.seen = 0
 
     @torch.no_grad()
     def run(self) -> LandmarkResults:
-        """Goes through the dataset once."""
-        start = time.monotonic()
-        loader = DataLoader(self.dataset, batch_size=BATCH_SIZE, num_workers=self.options.workers,
+        """Goes through the dataset once; in others than the main process of several the results are empty."""
+        start, world = time.monotonic(), self.options.world
+        log_type = self.options.log_type if world.is_main else "none"
+        loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE, num_workers=self.options.workers,
                             worker_init_fn=start_worker)
-        for batch in progress(loader, "finding landmarks", len(loader), self.options.log_type):
+        for batch in progress(loader, "finding landmarks", len(loader), log_type):
             self._batch(batch)
-        self.results.seconds = time.monotonic() - start
-        return self.results
+        rows, skipped, worst = (distributed.gather(found, world) for found in (self.rows, self.skipped, self.worst))
+        return LandmarkResults(list(rows.values()), list(_largest(worst).values()), dict(skipped.values()),
+                               time.monotonic() - start)
 
     def _batch(self, batch: Mapping[str, Any]) -> None:
-        kept, holes, ratios = self._holes(batch)
+        places = self.options.world.places(self.seen, len(batch["name"]))
+        self.seen += len(places)
+        kept, holes, ratios = self._holes(batch, places)
         if not kept:
             return
-        image = window(from_uint8(batch["image"][kept].to(self.options.device)))
-        hole = window(torch.from_numpy(np.stack(holes))[:, None].to(self.options.device))
+        image = window(from_uint8(batch["image"][kept].to(self.options.world.device)))
+        hole = window(torch.from_numpy(np.stack(holes))[:, None].to(self.options.world.device))
         truth = batch["landmarks"][kept].float()
         found = [self._landmarks(seen) for seen in (image, image * ~hole)]
         errors = [point_errors(points, truth) for points in found]
         means = torch.stack([part.mean(1) for error in errors for part in (error, error[:, INNER:])], 1).tolist()
         for place, index in enumerate(kept):
             row = {"name": batch["name"][index], "ratio": ratios[place], **dict(zip(ERRORS, means[place]))}
-            self.results.rows.append(row)
+            self.rows[places[index]] = row
             picture = draw_faces(batch["image"][index], holes[place], truth[place], [points[place] for points in found])
             caption = f"{row['name']}: {row['nme']:.1f} %, with hole {row['nme_hole']:.1f} %"
-            self.results.worst.append((row["nme_hole"], caption, picture))
-        self.results.worst = sorted(self.results.worst, key=lambda shown: -shown[0])[:SHEET_FACES]
+            self.worst[places[index]] = (row["nme_hole"], caption, picture)
+        self.worst = _largest(self.worst)
 
-    def _holes(self, batch: Mapping[str, Any]) -> tuple[list[int], list[np.ndarray], list[float]]:
+    def _holes(self, batch: Mapping[str, Any],
+               places: Sequence[int]) -> tuple[list[int], list[np.ndarray], list[float]]:
         """(places in the batch, holes bool (256, 256), mask/face ratios) of the faces that have a usable hole."""
         kept, holes, ratios = [], [], []
         for index, name in enumerate(batch["name"]):
@@ -213,7 +223,7 @@ class LandmarkEvaluator:
                 hole = (self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)) if self.options.masks
                         else partial_hole(self.options.seed, name, face))
             except UserError as error:
-                self.results.skipped[name] = str(error)
+                self.skipped[places[index]] = (name, str(error))
                 continue
             kept.append(index)
             holes.append(hole)
@@ -232,6 +242,11 @@ class LandmarkEvaluator:
         """Landmarks (B, 68, 2) in crop pixels of windows (B, 3, 224, 224), on the CPU."""
         code = self.encoder(image)
         return crop_landmarks(code.shape, code.scale, code.pose, self.geometry).cpu()
+
+
+def _largest(worst: Mapping[int, tuple[float, str, np.ndarray]]) -> dict[int, tuple[float, str, np.ndarray]]:
+    """The faces with the largest errors, as many as the sheet shows, by place; the largest first."""
+    return dict(sorted(worst.items(), key=lambda item: (-item[1][0], item[0]))[:SHEET_FACES])
 
 
 def draw_faces(image: Tensor, hole: np.ndarray, truth: Tensor, found: Sequence[Tensor]) -> np.ndarray:
@@ -317,6 +332,8 @@ def choose_masks(settings: Any) -> MaskFolder | None:
 def evaluate(settings: Any) -> dict[str, Any]:
     """Evaluates the encoder as the settings say, prints the tables and writes everything; returns the summary.
 
+    Of several processes (torchrun) each takes its share of the faces, and the main one reports; the others return {}.
+
     Written are landmarks.csv, summary.json and, with pictures, landmarks.png with the worst faces.
 
     Raises:
@@ -324,18 +341,19 @@ def evaluate(settings: Any) -> dict[str, Any]:
     """
     from engine import build
     folder = Path(settings.output or Path(settings.result_path) / "eval_encoder")
-    with build.results_folder(settings, folder):
-        return _evaluate(settings, folder)
+    with distributed.joined(build.choose_device(settings)) as world, build.results_folder(settings, folder, world):
+        return _evaluate(settings, folder, world)
 
 
-def _evaluate(settings: Any, folder: Path) -> dict[str, Any]:
+def _evaluate(settings: Any, folder: Path, world: World) -> dict[str, Any]:
     from engine import build
     masks, regions = choose_masks(settings), build.face_folder(settings)
     dataset, unannotated = build_data(settings)
-    device = build.choose_device(settings)
-    encoder, geometry = build.build_encoder(settings, device)
-    options = LandmarkOptions(settings.manual_seed, masks, regions, device, settings.nthreads, settings.log_type)
+    encoder, geometry = build.build_encoder(settings, world.device)
+    options = LandmarkOptions(settings.manual_seed, masks, regions, world, settings.nthreads, settings.log_type)
     results = LandmarkEvaluator(dataset, encoder, geometry, options).run()
+    if not world.is_main:
+        return {}
     results.skipped.update(getattr(getattr(dataset, "dataset", dataset), "unreadable", {}))
     if not results.rows:
         raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.distributed import mean_over_processes
+
 EPSILON_L21 = 1e-16
 EPSILON_AREA = 1e-8
 SYMMETRY_TOLERANCE = 0.005
@@ -25,13 +27,15 @@ def weighted_mean(loss: torch.Tensor, mask: torch.Tensor | None = None,
     """Mean of an element-wise loss (B, C, H, W) -> scalar.
 
     With ``confidence`` (B, 1, H, W): the mean over channels l becomes (l * exp(-c) + c) / 2. With ``mask``
-    (B, 1, H, W), or any shape that broadcasts: the mean over the masked part; 0 if the mask is empty.
+    (B, 1, H, W), or any shape that broadcasts: the mean over the masked part; 0 if the mask is empty. Where several
+    processes train together, the masked part is divided by its mean size over them: the mean of all their losses is
+    then that of their whole batch.
     """
     if confidence is not None:
         loss = (loss.mean(dim=1, keepdim=True) * torch.exp(-confidence) + confidence) / 2
     if mask is not None:
         mask = mask.to(loss.dtype)
-        loss = loss * (mask * (mask.numel() / (mask.sum() + EPSILON_AREA)))
+        loss = loss * (mask * (mask.numel() / (mean_over_processes(mask.sum()) + EPSILON_AREA)))
     return loss.mean()
 
 
@@ -128,7 +132,7 @@ def gradient_penalty(discriminator: Callable[[torch.Tensor], Scores], real: torc
     penalty = (torch.linalg.vector_norm(gradient, dim=1, keepdim=True) - 1).square()
     if mask is not None:
         mask = mask.reshape(penalty.shape).to(penalty.dtype)
-        penalty = penalty * (mask * (mask.numel() / (mask.sum() + EPSILON_AREA)))
+        penalty = penalty * (mask * (mask.numel() / (mean_over_processes(mask.sum()) + EPSILON_AREA)))
     return penalty.mean()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.compilation import compile_method
+from engine.distributed import mean_over_processes
 from engine.stage import Autocast, Stage
 from models.occlusion import N_LABELS
 
@@ -39,17 +40,16 @@ class OcclusionStage(Stage):
     def compile(self) -> None:
         self._logits = compile_method(self.networks["occlusion"].logits)  # what training calls, not the whole network
 
-    def losses(self, batch, rng, autocast: Autocast, step: int):
-        count, device = len(batch["image"]), batch["image"].device
-        change = Similarity.draw(rng, count, device, zoom=0.12, angle=0.1, shift=8.0)
-        image = colour_jitter(change.warp(to_float(batch["image"])), rng)
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
+        image = colour_jitter(change.warp(to_float(batch["image"])), rngs)
         labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
         with autocast():
             logits = self._logits(image)
         logits = logits.float()
         return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
 
-    def validate(self, networks, batch, rng, autocast: Autocast) -> Tensor:
+    def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Pixels of every (true, predicted) pair of classes, flattened 3x3."""
         with autocast():
             predicted = networks["occlusion"].logits(to_float(batch["image"])).argmax(1)
@@ -62,7 +62,7 @@ class OcclusionStage(Stage):
         return {"mean_iou": sum(present) / len(present), **{name: iou or 0.0 for name, iou in ious.items()},
                 "accuracy": float(table.diagonal().sum() / table.sum())}
 
-    def pictures(self, networks, batch, rng) -> Tensor:
+    def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out images, true and predicted labels."""
         image = to_float(batch["image"][:4])
         predicted = networks["occlusion"].logits(image).argmax(1)
@@ -87,7 +87,7 @@ def overlaps(table: Tensor) -> dict[str, float | None]:
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, 3, H, W) with labels (B, H, W), weighted by class and along boundaries."""
     weight = torch.tensor(CLASS_WEIGHTS, device=logits.device)[labels] * (1 + BOUNDARY_WEIGHT * boundary(labels))
-    return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()
+    return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / mean_over_processes(weight.sum())
 
 
 def boundary(labels: Tensor) -> Tensor:
@@ -102,6 +102,7 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft Dice overlap of each class over the batch, averaged over the classes (Milletari et al., 2016)."""
     probabilities = logits.softmax(1)
     truth = (labels[:, None] == torch.arange(N_LABELS, device=labels.device)[:, None, None]).to(probabilities.dtype)
-    overlap = (probabilities * truth).sum((0, 2, 3))
-    size = (probabilities + truth).sum((0, 2, 3))
+    overlap = (probabilities * truth).sum((2, 3)).mean(0)  # pixels of an image, whatever the batch
+    size = (probabilities + truth).sum((2, 3)).mean(0)
+    overlap, size = mean_over_processes(torch.stack([overlap, size]))
     return (1 - (2 * overlap + 1) / (size + 1)).mean()

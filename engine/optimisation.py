@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -95,9 +95,13 @@ class MovingAverage:
                 mine.copy_(theirs)
 
 
-def step_generator(*key: int) -> np.random.Generator:
-    """Randomness of one step, keyed by (seed, process, step, ...): the same after a resume as without one."""
-    return np.random.default_rng([int(number) for number in key])
+def face_generators(key: Sequence[int], places: Iterable[int]) -> list[np.random.Generator]:
+    """One source of randomness for each face of a batch, keyed by (*key, place): a step's by (seed, step, ...).
+
+    places: of the faces among those of all processes. So a face is changed alike after a resume as without one, and in
+    one process as in any division among several.
+    """
+    return [np.random.default_rng([*map(int, key), int(place)]) for place in places]
 
 
 def seed_everything(seed: int) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
-from engine import report
+from engine import distributed, report
 from engine.compilation import compile_networks
+from engine.distributed import ALONE, World
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
@@ -35,10 +36,13 @@ TINT = 0.45  # weight of a label's colour on the photo
 
 @dataclass
 class SegmentationOptions:
-    """regions: folder of face regions NAME.png of unlabelled photos; None: the face is what the net takes for it."""
+    """regions: folder of face regions NAME.png of unlabelled photos; None: the face is what the net takes for it.
+
+    world: the processes that share the faces.
+    """
 
     regions: Path | None = None
-    device: torch.device = torch.device("cpu")
+    world: World = ALONE
     workers: int = 0
     log_type: str = "progressbar"
 
@@ -55,6 +59,13 @@ class SegmentationResults:
     examples: list[tuple[str, np.ndarray]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def add(self, others: "SegmentationResults") -> None:
+        """Appends other faces' results."""
+        self.rows += others.rows
+        self.table += others.table
+        self.examples += others.examples
+        self.skipped.update(others.skipped)
 
     @property
     def columns(self) -> list[str]:
@@ -81,44 +92,47 @@ class SegmentationEvaluator:
 
     def __init__(self, dataset: Dataset, network: nn.Module, options: SegmentationOptions):
         self.dataset, self.network, self.options = dataset, network, options
-        self.results = SegmentationResults()
+        self.found: dict[int, SegmentationResults] = {}  # of this process' faces, by their places in the dataset
         count = len(dataset)
         self.example_indices = set(np.linspace(0, count - 1, min(SHEET_FACES, count)).round().astype(int).tolist())
-        self.index = 0
 
     @torch.no_grad()
     def run(self) -> SegmentationResults:
-        """Goes through the dataset once."""
-        start = time.monotonic()
-        loader = DataLoader(self.dataset, batch_size=BATCH_SIZE, num_workers=self.options.workers,
+        """Goes through the dataset once; in others than the main process of several the results are empty."""
+        start, world = time.monotonic(), self.options.world
+        loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE, num_workers=self.options.workers,
                             worker_init_fn=start_worker)
-        for batch in progress(loader, "labelling", len(loader), self.options.log_type):
-            predicted = self.network(from_uint8(batch["image"].to(self.options.device))).argmax(1).cpu()
-            for index, name in enumerate(batch["name"]):
+        for batch in progress(loader, "labelling", len(loader), self.options.log_type if world.is_main else "none"):
+            predicted = self.network(from_uint8(batch["image"].to(world.device))).argmax(1).cpu()
+            places = world.places(len(self.found), len(predicted))
+            for index, (place, name) in enumerate(zip(places, batch["name"])):
                 labels = batch["labels"][index] if "labels" in batch else None
-                self._face(name, batch["image"][index], predicted[index], labels)
-                self.index += 1
-        self.results.seconds = time.monotonic() - start
-        return self.results
+                self.found[place] = self._face(name, batch["image"][index], predicted[index], labels,
+                                               example=place in self.example_indices)
+        results = SegmentationResults()
+        for found in distributed.gather(self.found, world).values():
+            results.add(found)
+        results.seconds = time.monotonic() - start
+        return results
 
-    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None) -> None:
+    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None, *,
+              example: bool) -> SegmentationResults:
         try:
-            measures = self._measure(name, predicted, labels)
+            table = confusion(labels, predicted) if labels is not None else None
+            measures = self._share(name, predicted) if table is None else overlaps(table)
         except UserError as error:
-            self.results.skipped[name] = str(error)
-            return
-        self.results.rows.append({"name": name, **measures})
-        if self.index in self.example_indices:
+            return SegmentationResults(skipped={name: str(error)})
+        results = SegmentationResults([{"name": name, **measures}])
+        if table is not None:
+            results.table += table
+        if example:
             value = measures["iou_occlusion" if labels is not None else "share"]
             caption = f"{name}: {'-' if value is None else f'{value:.3f}'}"
-            self.results.examples.append((caption, draw_labels(image, predicted)))
+            results.examples.append((caption, draw_labels(image, predicted)))
+        return results
 
-    def _measure(self, name: str, predicted: Tensor, labels: Tensor | None) -> dict[str, float | None]:
-        """The numbers of a face in occlusion.csv."""
-        if labels is not None:
-            table = confusion(labels, predicted)
-            self.results.table += table
-            return overlaps(table)
+    def _share(self, name: str, predicted: Tensor) -> dict[str, float | None]:
+        """The numbers of a face without labels in occlusion.csv."""
         region = None
         if self.options.regions:
             region = read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
@@ -166,6 +180,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 def evaluate(settings: Any) -> dict[str, Any]:
     """Evaluates the occlusion net as the settings say, prints and writes everything; returns the summary.
 
+    Of several processes (torchrun) each takes its share of the faces, and the main one reports; the others return {}.
+
     Written are occlusion.csv, summary.json and, with pictures, occlusion.png.
 
     Raises:
@@ -173,21 +189,22 @@ def evaluate(settings: Any) -> dict[str, Any]:
     """
     from engine import build
     folder = Path(settings.output or Path(settings.result_path) / "eval_occlusion")
-    with build.results_folder(settings, folder):
-        return _evaluate(settings, folder)
+    with distributed.joined(build.choose_device(settings)) as world, build.results_folder(settings, folder, world):
+        return _evaluate(settings, folder, world)
 
 
-def _evaluate(settings: Any, folder: Path) -> dict[str, Any]:
+def _evaluate(settings: Any, folder: Path, world: World) -> dict[str, Any]:
     from engine import build
     from models.weights import load_occlusion
     regions = build.face_folder(settings)
     dataset = build.build_test_data(settings)
-    device = build.choose_device(settings)
-    network = load_occlusion(settings.occ_ckpt)[0].to(device)
+    network = load_occlusion(settings.occ_ckpt)[0].to(world.device)
     if settings.compile:
         compile_networks(network)
-    options = SegmentationOptions(regions, device, settings.nthreads, settings.log_type)
+    options = SegmentationOptions(regions, world, settings.nthreads, settings.log_type)
     results = SegmentationEvaluator(dataset, network, options).run()
+    if not world.is_main:
+        return {}
     results.skipped.update(getattr(dataset, "unreadable", {}))
     if not results.rows:
         raise UserError(f"no face could be evaluated; the first: {next(iter(results.skipped.values()))}")

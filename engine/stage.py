@@ -1,7 +1,7 @@
 """What the training loop asks of what is trained: encoder, occlusion net, and what completes faces."""
 from __future__ import annotations
 
-from typing import Any, Callable, ContextManager, Mapping
+from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ Autocast = Callable[[], ContextManager]  # opens mixed precision for network for
 
 class Stage:
     """One trainable part: its networks, its losses and its own measure of quality.
+
+    Each face of a batch has a source of randomness of its own (`rngs`), so that what is done to it depends neither on
+    the other faces of its batch nor on the number of processes. A loss that is no plain mean over the faces divides by
+    what `engine.distributed.mean_over_processes` says, or processes with little to count would count as much as others.
 
     Attributes:
         name: of the part, as --stage names it.
@@ -40,17 +44,18 @@ class Stage:
         self.frozen = dict(frozen or {})
         self.weights = dict(weights)
 
-    def losses(self, batch: Mapping[str, Any], rng: np.random.Generator, autocast: Autocast,
+    def losses(self, batch: Mapping[str, Any], rngs: Sequence[np.random.Generator], autocast: Autocast,
                step: int) -> tuple[dict[str, Tensor], Any]:
         """The main optimiser's losses by name (scalars, float32, unweighted) and whatever `critic_losses` needs."""
         raise NotImplementedError
 
-    def critic_losses(self, context: Any, rng: np.random.Generator, autocast: Autocast) -> dict[str, Tensor]:
+    def critic_losses(self, context: Any, rngs: Sequence[np.random.Generator],
+                      autocast: Autocast) -> dict[str, Tensor]:
         """The critics' losses of the same batch; empty while they are not trained."""
         return {}
 
-    def validate(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any], rng: np.random.Generator,
-                 autocast: Autocast) -> Tensor:
+    def validate(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any],
+                 rngs: Sequence[np.random.Generator], autocast: Autocast) -> Tensor:
         """Additive statistics (a 1-D float tensor) of one held-out batch; summed over batches, then `score`d."""
         raise NotImplementedError
 
@@ -58,7 +63,8 @@ class Stage:
         """Held-out measures from the summed statistics; has an entry named `metric`."""
         raise NotImplementedError
 
-    def pictures(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
+    def pictures(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any],
+                 rngs: Sequence[np.random.Generator]) -> Tensor:
         """A grid of what the networks do with a few held-out items: uint8 (3, H, W)."""
         raise NotImplementedError
 

@@ -4,8 +4,10 @@ A run's folder holds ``last.pth`` and ``best.pth`` (complete: networks, moving a
 random states, step, epoch, place within the epoch, clock, settings), the settings in a form that ``--config`` reads
 back, and TensorBoard's files. "Best" is by the stage's own measure on held-out data. Stopping (end of run, Ctrl-C, a
 killed machine) and resuming continues as if there had been no stop: the data order is keyed by (seed, epoch), each
-step's randomness by (seed, process, step), and learning rates are pure functions of where training stands. A schedule
-or a limit in minutes follows the clock and so cannot repeat bit for bit; one in steps or epochs does, on the CPU.
+face's randomness by (seed, step, place in the step), and learning rates are pure functions of where training stands. A
+schedule or a limit in minutes follows the clock and so cannot repeat bit for bit; one in steps or epochs does, on the
+CPU. N processes with batches of B faces train as one with batches of N B would, up to rounding, except for batch
+normalisation, whose statistics are each process' own.
 
 A step whose loss or gradient is not finite changes nothing: it ends the run, or with `skip_bad_steps` is left out, and
 in both cases ``bad_batches/`` in the run's folder gets the batch that caused it.
@@ -20,14 +22,15 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from engine import distributed, report
 from engine.distributed import World
-from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, random_states, restore_random_states,
-                                 seed_everything, step_generator)
+from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, face_generators, random_states,
+                                 restore_random_states, seed_everything)
 from engine.stage import Stage
 from utils import checkpoints, files
 from utils.errors import UserError
@@ -164,9 +167,9 @@ class Trainer:
         return min(1.0, max(shares))
 
     def _batches_per_epoch(self) -> int:
-        """Micro-batches of this process in one epoch: a whole number of optimiser steps."""
+        """Micro-batches of this process in one epoch: a whole number of optimiser steps, in which no face is twice."""
         o = self.options
-        steps = -(-len(self.train_set) // self.world.size) // (o.batch_size * o.accumulate)
+        steps = len(self.train_set) // (self.world.size * o.batch_size * o.accumulate)
         return steps * o.accumulate
 
     def _train_epoch(self) -> None:
@@ -230,14 +233,14 @@ class Trainer:
 
     def _backward(self, batch: dict, micro: int) -> dict[str, Tensor]:
         """Adds one micro-batch's gradients; returns its losses. The critics are constants for the main losses."""
-        rng = step_generator(self.options.seed, self.world.rank, self.step, micro)
+        rngs = face_generators((self.options.seed, self.step, micro), self.world.places(0, self.options.batch_size))
         for critic in self.stage.critics.values():
             critic.requires_grad_(False)
-        losses, context = self.stage.losses(batch, rng, self._autocast, self.step)
+        losses, context = self.stage.losses(batch, rngs, self._autocast, self.step)
         self._accumulate(losses)
         for critic in self.stage.critics.values():
             critic.requires_grad_(True)
-        critic_losses = self.stage.critic_losses(context, rng, self._autocast)
+        critic_losses = self.stage.critic_losses(context, rngs, self._autocast)
         if critic_losses:
             self._accumulate(critic_losses)
         return {name: value.detach().float() for name, value in {**losses, **critic_losses}.items()}
@@ -249,7 +252,7 @@ class Trainer:
     def _look(self) -> None:
         """Checks and shows the losses since the last look: the one place in a step where the host waits for the device.
 
-        All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf.
+        Shown are the means over the processes. All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf.
         """
         if not self._pending:
             return
@@ -265,8 +268,9 @@ class Trainer:
         if failed:
             step, name, value = bad[0] if bad else (self.step, "in another process", float("nan"))
             raise _BadStep(f"the loss '{name}'", value, step, mine=bool(bad) and step == self.step)
+        means = iter(distributed.total([value for _, values in steps for value in values.values()], self.world))
         for step, values in steps:
-            self._log(step, values)
+            self._log(step, {name: next(means) / self.world.size for name in values})
 
     # ---- steps that are not finite -----------------------------------------------------------------------------
 
@@ -333,8 +337,7 @@ class Trainer:
         self._save("last.pth")
         if self.writer:
             with self._evaluating() as networks:
-                rng = step_generator(VALIDATION_KEY, 0)
-                pictures = self.stage.pictures(networks, self._held_out_batches()[0], rng)
+                pictures = self.stage.pictures(networks, *next(self._held_out_faces()))
             with self._logging():
                 for name, value in self.scores.items():
                     self.writer.add_scalar(f"held_out/{name}", value, self.step)
@@ -362,11 +365,18 @@ class Trainer:
         """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
         statistics = None
         with self._evaluating() as networks:
-            for index, batch in enumerate(self._held_out_batches()):
-                rng = step_generator(VALIDATION_KEY, index)
-                part = self.stage.validate(networks, batch, rng, self._autocast).double().cpu()
+            for batch, rngs in self._held_out_faces():
+                part = self.stage.validate(networks, batch, rngs, self._autocast).double().cpu()
                 statistics = part if statistics is None else statistics + part
         return self.stage.score(torch.tensor(distributed.total(statistics.tolist(), self.world), dtype=torch.float64))
+
+    def _held_out_faces(self) -> Iterator[tuple[dict, list[np.random.Generator]]]:
+        """The held-out batches with each face's randomness, the same whenever and by however many it is validated."""
+        seen = 0
+        for batch in self._held_out_batches():
+            count = len(batch["image"])
+            yield batch, face_generators((VALIDATION_KEY,), self.world.places(seen, count))
+            seen += count
 
     def _held_out_batches(self) -> list[dict]:
         """This process' share of the held-out items, made once and kept: generating them again would cost minutes."""
@@ -539,8 +549,7 @@ def train(settings: Any) -> dict[str, float]:
         UserError: something needed is missing, does not fit, or a loss stopped being a number.
     """
     from engine import build
-    world = distributed.join(build.choose_device(settings))
-    try:
+    with distributed.joined(build.choose_device(settings)) as world:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
         with own_folder(options.folder, world):
@@ -553,8 +562,6 @@ def train(settings: Any) -> dict[str, float]:
                 note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
                      f"{options.precision} on {world.device}; run folder {options.folder}")
             return trainer.run()
-    finally:
-        distributed.leave(world)
 
 
 @contextlib.contextmanager
@@ -564,9 +571,10 @@ def own_folder(folder: Path, world: World) -> Iterator[None]:
     Raises:
         UserError: another run is at work there.
     """
-    if not world.is_main:
-        yield
-        return
-    with files.held(folder, "another run", "wait for it, or choose another --save-dir"):
-        files.remove_unfinished(folder, ("last.pth", "best.pth", "args.txt"))
+    with contextlib.ExitStack() as holding:
+        def hold() -> None:
+            holding.enter_context(files.held(folder, "another run", "wait for it, or choose another --save-dir"))
+            files.remove_unfinished(folder, ("last.pth", "best.pth", "args.txt"))
+
+        distributed.in_main(hold, world)
         yield

@@ -62,6 +62,38 @@ def test_parallel_run_gives_the_same_files(tmp_path):
         assert (tmp_path / "serial" / name).read_bytes() == (tmp_path / "celebahq_crop" / name).read_bytes()
 
 
+def test_shards_are_disjoint_and_together_the_whole(tmp_path, capsys):
+    """Each picture is done, or reported as left out, by one of them; a shard too many has nothing to do."""
+    _write_celeba(tmp_path, 5)
+    (tmp_path / "img_celeba" / "000003.png").write_bytes(b"")
+    for index in range(2):
+        write_image(tmp_path / "img_celeba" / f"stranger{index}.png", _photo(9))
+    whole = tmp_path / "whole"
+    assert _run("--celeba", tmp_path, "--output", whole) == process_celeba.SOME_FAILED
+    capsys.readouterr()
+    written, left_out = [], []
+    for index in (1, 2, 3):
+        before = set((tmp_path / "parts").glob("*"))
+        _run("--celeba", tmp_path, "--output", tmp_path / "parts", "--shard", f"{index}/3")
+        new = set((tmp_path / "parts").glob("*")) - before
+        printed = capsys.readouterr()
+        lines = [line for line in printed.err.splitlines() if "left out" in line]
+        assert f"{len(new)} crops written, 0 were there already, {len(lines)} pictures left out" in printed.out
+        written, left_out = [*written, *new], [*left_out, *lines]
+    assert len(written) == len(set(written)) == 4 and len(left_out) == len(set(left_out)) == 3
+    for path in whole.iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+    assert _run("--celeba", tmp_path, "--output", tmp_path / "parts", "--shard", "8/8") == 0
+    assert "shard 8/8 has no pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_shards_that_are_none(shard, capsys):
+    with pytest.raises(SystemExit):
+        process_celeba.parse_arguments([f"--shard={shard}"])
+    assert "I from 1 to N" in capsys.readouterr().err
+
+
 def test_resume_keeps_good_crops_and_redoes_damaged_ones(tmp_path, capsys):
     _write_celeba(tmp_path, 3)
     _run("--celeba", tmp_path)

@@ -13,6 +13,7 @@ from engine_samples import SmallEncoder, SmallFaces, SmallOcclusion, small_defin
 
 from engine import build, linear_fill
 from engine.image_stage import ImageStage
+from engine.optimisation import face_generators
 from engine.refiner_stage import FoldedPrior, RefinerStage
 from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion, ImageInpainter
@@ -101,15 +102,15 @@ def improvement(stage) -> tuple[float, float]:
     optimiser = torch.optim.Adam(network.parameters(), 2e-3)
     values = []
     for _ in range(7):
-        losses, _ = stage.losses(batch, np.random.default_rng(0), nullcontext, 0)
+        losses, _ = stage.losses(batch, face_generators((0,), range(2)), nullcontext, 0)
         total = sum(stage.weights.get(name, 1.0) * value for name, value in losses.items())
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
         values.append(float(total.detach()))
-    statistics = stage.validate(stage.networks, batch, np.random.default_rng(0), nullcontext)
+    statistics = stage.validate(stage.networks, batch, face_generators((0,), range(2)), nullcontext)
     assert np.isfinite(list(stage.score(statistics).values())).all()
-    assert stage.pictures(stage.networks, batch, np.random.default_rng(0)).dtype == torch.uint8
+    assert stage.pictures(stage.networks, batch, face_generators((0,), range(2))).dtype == torch.uint8
     return values[0], values[-1]
 
 

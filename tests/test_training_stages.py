@@ -11,6 +11,7 @@ from engine import build
 from engine.augmentation import CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
 from engine.occlusion_stage import OcclusionStage, balanced_cross_entropy, boundary, dice_loss
+from engine.optimisation import face_generators
 from models.lighting import shade
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
@@ -26,7 +27,7 @@ def geometry():
 
 
 def drawn(count: int = 4) -> Similarity:
-    change = Similarity.draw(np.random.default_rng(1), count, torch.device("cpu"), zoom=0.1, angle=0.2, shift=6.0)
+    change = Similarity.draw(face_generators((1,), range(count)), torch.device("cpu"), zoom=0.1, angle=0.2, shift=6.0)
     change.mirror = torch.arange(count) % 2 == 0
     return change
 
@@ -98,7 +99,7 @@ def test_training_holes_keep_to_their_kind():
     face, occluder = np.zeros((2, 224, 224), bool)
     face[60:160, 60:160], occluder[0:20] = True, True
     regions = np.broadcast_to(np.stack([face, occluder]), (60, 2, 224, 224))
-    holes = training_holes(np.random.default_rng(0), regions)[:, 0].numpy()
+    holes = training_holes(face_generators((0,), range(60)), regions)[:, 0].numpy()
     empty = [not hole.any() for hole in holes]
     on_face = [hole.any() and not (hole & ~face).any() for hole in holes]
     assert 10 < sum(empty) < 40 and sum(on_face) > 8
