@@ -25,6 +25,8 @@ from engine import build
 from engine.augmentation import colour_jitter, to_float
 from engine.encoder_stage import blobs
 from engine.linear_fill import HELD_OUT_FOLD, fold_models, fold_of
+from engine.portraits import label_faces
+from engine.training import start_worker
 from models.completion import FaceCompletion
 from models.harmoniser import CELL, EVIDENCE
 from models.occlusion import FACE
@@ -102,13 +104,11 @@ class _Completions(Dataset):
     def _example(self, item: Mapping[str, Any], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The picture (1, 3, 256, 256) and its hole (1, 1, 256, 256) bool."""
         image = to_float(torch.as_tensor(item["image"])[None])
-        labels = torch.as_tensor(item["labels"])[None, None] if "labels" in item else None
+        labels = torch.as_tensor(item["labels"])[None, None]
         if rng.random() < 0.5:
-            image, labels = image.flip(3), None if labels is None else labels.flip(3)
+            image, labels = image.flip(3), labels.flip(3)
         if rng.random() < JITTERED:
             image = colour_jitter(image, [rng])
-        if labels is None:
-            labels = self.completion.occlusion(image).argmax(1, keepdim=True)
         return image, torch.from_numpy(_hole(rng, (labels == FACE)[0, 0].numpy()))[None, None]
 
 
@@ -139,10 +139,11 @@ def make(settings: Any) -> None:
             raise UserError(f"{option} is missing: see python -m engine.harmoniser_examples --help")
     if Path(settings.examples).exists() and not settings.overwrite:
         raise UserError(f"{settings.examples} exists: give another name, or --overwrite")
-    portraits, built_in = FolderFaces(settings.portraits), CachedFaces(settings.synthetic_cache)
+    folder, built_in = FolderFaces(settings.portraits), CachedFaces(settings.synthetic_cache)
     completion = build.build_completion(settings, torch.device("cpu"), inpainter=nn.Identity(), grain=False)
     completion.iterations = 1
-    models = fold_models(completion, portraits, settings.log_type)
+    models = fold_models(completion, folder, settings.log_type)
+    portraits = label_faces(folder, completion.occlusion, settings.log_type)
     stranger = load_linear(settings.linear_ckpt)
     rng = np.random.default_rng(settings.manual_seed)
     faces: list[tuple] = [(portraits, index, models[fold_of(index)], fold_of(index))
@@ -151,7 +152,8 @@ def make(settings: Any) -> None:
     held_out = int(len(chosen) * HELD_OUT_SHARE)
     faces += [(built_in, int(index), stranger, HELD_OUT_BUILT_IN if place < held_out else BUILT_IN)
               for place, index in enumerate(chosen)]
-    loader = DataLoader(_Completions(completion, faces, settings.manual_seed), batch_size=None, num_workers=settings.nthreads)
+    completions = _Completions(completion, faces, settings.manual_seed)
+    loader = DataLoader(completions, batch_size=None, num_workers=settings.nthreads, worker_init_fn=start_worker)
     rows = list(progress(loader, "completing faces", len(faces), settings.log_type))
     with atomic(settings.examples) as file:
         np.savez(file, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})

@@ -39,7 +39,7 @@ class HarmoniserStage(Stage):
         return {"colour": cost.sum() / mean_over_processes(ramp.sum()).clamp(min=1)}, None
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
-        """What the correction gains, in dB of the hole's squared error in cells, summed over the items, and the count."""
+        """What the correction gains, in dB of the hole's squared error, summed over the items, and their count."""
         cells, truth = batch["cells"], batch["truth"]
         with autocast():
             correction = networks[self.name](cells)

@@ -252,7 +252,8 @@ class Trainer:
     def _look(self) -> None:
         """Checks and shows the losses since the last look: the one place in a step where the host waits for the device.
 
-        Shown are the means over the processes. All processes take the latest clock, stop together, and fail together when any has a loss of NaN or Inf.
+        Shown are the means over the processes. All processes take the latest clock, stop together, and fail together
+        when any has a loss of NaN or Inf.
         """
         if not self._pending:
             return
