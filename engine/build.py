@@ -246,15 +246,14 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     """
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
-    from models.weights import load_harmoniser, load_occlusion
+    from models.weights import load_occlusion
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
         return _compiled(settings, flat)
     harmoniser = None
     if inpainter is None:
         inpainter = fold_for_inference(_load_inpainter(settings).eval())
-        if settings.harmonise and settings.model_type in HARMONISED:
-            harmoniser = load_harmoniser(settings.harmoniser_ckpt)
+        harmoniser = choose_harmoniser(settings)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for network in (encoder, occlusion):  # faster with channels last, unlike the inpainter
@@ -272,6 +271,17 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
         encoder = [] if settings.model_type == "2d" else [completion.encoder]
         compile_networks(*encoder, completion.occlusion, inpainter)
     return completion
+
+
+def choose_harmoniser(settings: Any) -> torch.nn.Module | None:
+    """The network of --harmonise, None where the settings ask for none or complete in a way it has not learnt.
+
+    Raises:
+        UserError: its weights are missing.
+    """
+    from models.weights import load_harmoniser
+    wanted = settings.harmonise and settings.model_type in HARMONISED
+    return load_harmoniser(settings.harmoniser_ckpt) if wanted else None
 
 
 def _load_inpainter(settings: Any) -> torch.nn.Module:

@@ -375,7 +375,7 @@ class Trainer:
         """The held-out batches with each face's randomness, the same whenever and by however many it is validated."""
         seen = 0
         for batch in self._held_out_batches():
-            count = len(batch["image"])
+            count = len(next(iter(batch.values())))
             yield batch, face_generators((VALIDATION_KEY,), self.world.places(seen, count))
             seen += count
 

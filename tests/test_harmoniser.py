@@ -7,14 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from engine_samples import SmallEncoder, SmallInpainter, small_definition
+from engine_samples import SmallEncoder, SmallInpainter, settings, small_definition
 
+from engine import export
+from engine.build import build_training_data, choose_harmoniser
 from engine.harmoniser_examples import BUILT_IN, HELD_OUT_BUILT_IN, Examples, _Recorder, _hole
 from engine.harmoniser_stage import HarmoniserStage
 from engine.linear_fill import HELD_OUT_FOLD
+from main import main
 from models.completion import FaceCompletion
 from models.harmoniser import EVIDENCE, Evidence, Harmoniser, harmonise, ramp
 from models.morphable import MorphableModel
+from models.weights import load_harmoniser
 from utils.errors import UserError
 
 
@@ -181,3 +185,25 @@ def test_holes_of_examples_hide_part_of_the_face():
     shares = [_hole(rng, face).sum() / face.sum() for _ in range(20)]
     assert 0.15 <= min(shares) and max(shares) <= 1 and np.std(shares) > 0.1
     assert _hole(rng, np.zeros((256, 256), bool)).sum() == 0
+
+
+def test_trained_from_the_command_line_it_is_what_completes(tmp_path):
+    examples = example_file(tmp_path / "examples.npz", [HELD_OUT_FOLD, HELD_OUT_FOLD, 1, 2, 3, 4])
+    assert main(["--stage", "harmoniser", "--examples", str(examples), "--batch-size", "2", "--max-steps", "3",
+                 "--learning-rate", "3e-3", "--nthreads", "0", "--log-type", "traditional", "--precision", "fp32",
+                 "--save-dir", str(tmp_path / "run")]) in (None, 0)
+    export.main([str(tmp_path / "run" / "last.pth"), str(tmp_path / "harmoniser.pth")])
+    network = load_harmoniser(tmp_path / "harmoniser.pth")
+    with torch.no_grad():
+        assert network(torch.rand(1, EVIDENCE, 32, 32)).abs().max() > 0
+    assert choose_harmoniser(settings(harmonise=True, model_type="linear",
+                                      harmoniser_ckpt=str(tmp_path / "harmoniser.pth"))) is not None
+    assert choose_harmoniser(settings(harmonise=True, model_type="3dmm_pca")) is None
+    assert choose_harmoniser(settings(harmonise=False, model_type="linear")) is None
+    with pytest.raises(UserError, match="--harmoniser-ckpt"):
+        choose_harmoniser(settings(harmonise=True, model_type="linear", harmoniser_ckpt=str(tmp_path / "none.pth")))
+
+
+def test_training_without_examples_says_how_to_make_them(tmp_path):
+    with pytest.raises(UserError, match="engine.harmoniser_examples"):
+        build_training_data(settings(stage="harmoniser"))
