@@ -34,10 +34,11 @@ class OcclusionStage(Stage):
 
     def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self._logits = occlusion.logits
+        self._compiled_logits = None
 
     def compile(self) -> None:
-        self._logits = compile_method(self.networks["occlusion"].logits)  # what training calls, not the whole network
+        # Training calls this method, which compiling the network as a whole would not reach.
+        self._compiled_logits = compile_method(self.networks["occlusion"].logits)
 
     def losses(self, batch, rng, autocast: Autocast, step: int):
         count, device = len(batch["image"]), batch["image"].device
@@ -45,7 +46,7 @@ class OcclusionStage(Stage):
         image = colour_jitter(change.warp(to_float(batch["image"])), rng)
         labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
         with autocast():
-            logits = self._logits(image)
+            logits = (self._compiled_logits or self.networks["occlusion"].logits)(image)
         logits = logits.float()
         return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
 
