@@ -35,17 +35,18 @@ class OcclusionStage(Stage):
 
     def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self._logits = occlusion.logits
+        self._compiled_logits = None
 
     def compile(self) -> None:
-        self._logits = compile_method(self.networks["occlusion"].logits)  # what training calls, not the whole network
+        # Training calls this method, which compiling the network as a whole would not reach.
+        self._compiled_logits = compile_method(self.networks["occlusion"].logits)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
         image = colour_jitter(change.warp(to_float(batch["image"])), rngs)
         labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
         with autocast():
-            logits = self._logits(image)
+            logits = (self._compiled_logits or self.networks["occlusion"].logits)(image)
         logits = logits.float()
         return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
 
