@@ -24,9 +24,8 @@ HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
 HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
-HARMONISED = ("linear", "refined")  # the --model-type that --harmonise applies to
 NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("gan_start",), "inpainter2d": ("gan_start",),
-              "encoder": ("albedo_every",), "occlusion": (), "harmoniser": ()}  # keys of --loss-options
+              "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -101,8 +100,6 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
         UserError: the data is missing, or cannot train this stage.
     """
     kind = settings.dataset_train
-    if settings.stage == "harmoniser":
-        return _completed_faces(settings)
     if settings.stage == "encoder" and kind != "Synthetic":
         raise UserError(f"--stage encoder learns from known shapes, which --dataset-train {kind} has not: "
                         "use Synthetic")
@@ -149,14 +146,6 @@ def face_folder(settings: Any) -> Path | None:
     if not Path(settings.face_dir).is_dir():
         raise UserError(f"--face-dir {settings.face_dir}: no such folder")
     return Path(settings.face_dir)
-
-
-def _completed_faces(settings: Any) -> tuple[Dataset, Dataset]:
-    from engine.harmoniser_examples import Examples
-    if not settings.examples:
-        raise UserError("--stage harmoniser learns from completed faces: make them with python -m "
-                        "engine.harmoniser_examples, then give --examples FILE")
-    return Examples(settings.examples, held_out=False), Examples(settings.examples, held_out=True)
 
 
 def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
@@ -250,16 +239,13 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
         return _compiled(settings, flat)
-    harmoniser = None
     if inpainter is None:
         inpainter = fold_for_inference(_load_inpainter(settings).eval())
-        harmoniser = choose_harmoniser(settings)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for network in (encoder, occlusion):  # faster with channels last, unlike the inpainter
         fold_for_inference(network.eval()).to(memory_format=torch.channels_last)
-    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
-                                harmoniser=harmoniser)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain)
     return _compiled(settings, completion.eval().to(device or choose_device(settings)))
 
 
@@ -271,17 +257,6 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
         encoder = [] if settings.model_type == "2d" else [completion.encoder]
         compile_networks(*encoder, completion.occlusion, inpainter)
     return completion
-
-
-def choose_harmoniser(settings: Any) -> torch.nn.Module | None:
-    """The network of --harmonise, None where the settings ask for none or complete in a way it has not learnt.
-
-    Raises:
-        UserError: its weights are missing.
-    """
-    from models.weights import load_harmoniser
-    wanted = settings.harmonise and settings.model_type in HARMONISED
-    return load_harmoniser(settings.harmoniser_ckpt) if wanted else None
 
 
 def _load_inpainter(settings: Any) -> torch.nn.Module:
@@ -339,7 +314,7 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
         UserError: --loss-options names an unknown loss, or a frozen network's weights are missing.
     """
     builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage,
-                "refiner": _refiner_stage, "inpainter2d": _image_stage, "harmoniser": _harmoniser_stage}
+                "refiner": _refiner_stage, "inpainter2d": _image_stage}
     stage = builders[settings.stage](settings, train_set)
     unknown = set(settings.loss_options) - set(stage.weights) - set(NOT_LOSSES[settings.stage])
     if unknown:
@@ -431,14 +406,6 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     weights, options = _completion_losses(settings)
     return RefinerStage(completion, PyramidDiscriminator(), load_linear(settings.linear_ckpt), models, folds, weights,
                         **options)
-
-
-def _harmoniser_stage(settings: Any, train_set: Dataset) -> Stage:
-    from engine.harmoniser_stage import HarmoniserStage
-    from models.harmoniser import Harmoniser
-    from models.weights import load_harmoniser
-    network = load_harmoniser(settings.harmoniser_ckpt) if settings.finetune else Harmoniser()
-    return HarmoniserStage(network, settings.loss_options)
 
 
 def _image_stage(settings: Any, train_set: Dataset) -> Stage:

@@ -18,7 +18,6 @@ from models import lighting
 from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
 from models.encoder import FaceCode
 from models.grain import match_grain
-from models.harmoniser import Evidence, harmonise, ramp
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
 from models.renderer import WINDOW_SIZE, Renderer, project
@@ -100,7 +99,6 @@ class FaceCompletion(nn.Module):
     `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face,
     and for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
-    harmoniser: `models.harmoniser.Harmoniser`, corrects the fill's smooth colours (no part of the paper), or None.
     grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
@@ -111,7 +109,7 @@ class FaceCompletion(nn.Module):
 
     def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
                  occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True,
-                 grain: bool = False, harmoniser: nn.Module | None = None):
+                 grain: bool = False):
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -123,7 +121,6 @@ class FaceCompletion(nn.Module):
         self.iterations = iterations
         self.one_by_one = one_by_one
         self.grain = grain
-        self.harmoniser = harmoniser
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
@@ -213,10 +210,7 @@ class FaceCompletion(nn.Module):
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
-            seen = fill_beside(covered, hole & ~coverage, coverage)
-            if self.harmoniser is not None and iteration == self.iterations - 1:
-                seen = self._harmonise(seen, hole, surface if known is None else known, rendered, coverage, factors)
-            seen = keep_grey(seen, hole)
+            seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
             # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
             if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):
                 face = self._label(seen)
@@ -233,13 +227,6 @@ class FaceCompletion(nn.Module):
             texture_out=torch.where(self.renderer.uv_mask, (2 * texture - 1).clamp(-1, 1), -1),
             shade=self.renderer.render(shade, factors.raster), rendered=rendered.clamp(-1, 1), coverage=coverage,
             face=face)
-
-
-    def _harmonise(self, completed: torch.Tensor, hole: torch.Tensor, known: torch.Tensor, rendered: torch.Tensor,
-                   coverage: torch.Tensor, factors: Factors) -> torch.Tensor:
-        shade = self.renderer.render(factors.uv_shade.clamp(min=lighting.MIN_SHADE), factors.raster)
-        return harmonise(self.harmoniser, Evidence(completed, ramp(hole), known.to(completed.dtype), rendered, coverage,
-                                                   shade))
 
 
 def check_images(image: torch.Tensor, hole: torch.Tensor) -> None:

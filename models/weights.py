@@ -10,7 +10,6 @@ from torch import nn
 
 from models import legacy
 from models.encoder import Encoder
-from models.harmoniser import Harmoniser
 from models.image_completion import ImageInpainter
 from models.inpainter import Inpainter
 from models.linear import LinearInpainter
@@ -21,12 +20,10 @@ from utils import checkpoints
 from utils.errors import UserError
 
 _OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt",
-            "linear": "--linear-ckpt", "refiner": "--refiner-ckpt", "inpainter2d": "--inpainter2d-ckpt",
-            "harmoniser": "--harmoniser-ckpt"}
+            "linear": "--linear-ckpt", "refiner": "--refiner-ckpt", "inpainter2d": "--inpainter2d-ckpt"}
 _REMEDIES = {"linear": "make it with python -m engine.linear_fill",
              "inpainter": "train it with --stage inpainter, or complete with --model-type linear, whose weights come "
-                          "along",
-             "harmoniser": "train it with --stage harmoniser, or leave --harmonise out"}
+                          "along"}
 
 
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
@@ -66,11 +63,6 @@ def load_linear(path: str | os.PathLike) -> LinearInpainter:
 def load_refiner(path: str | os.PathLike) -> Refiner:
     """The network that corrects the linear fill, in evaluation mode; UserError if there is none."""
     return _load(path, "refiner", lambda state: Refiner())[0]
-
-
-def load_harmoniser(path: str | os.PathLike) -> Harmoniser:
-    """The network that corrects a fill's smooth colours, in evaluation mode; UserError if there is none."""
-    return _load(path, "harmoniser", lambda state: Harmoniser())[0]
 
 
 def load_image_inpainter(path: str | os.PathLike) -> ImageInpainter:

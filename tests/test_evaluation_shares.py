@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings, small_definition
 

@@ -67,7 +67,7 @@ OPTIONS = {
     "What to do": [
         Option("stage", "text", "inpainter", "the part that is trained, or with --eval evaluated: encoder or "
                "occlusion alone, the others the whole completion",
-               ("inpainter", "refiner", "inpainter2d", "encoder", "occlusion", "harmoniser")),
+               ("inpainter", "refiner", "inpainter2d", "encoder", "occlusion")),
         Option("eval", "bool", False, "evaluate instead of training (also spelled --test)"),
     ],
     "Data": [
@@ -88,12 +88,6 @@ OPTIONS = {
         Option("portrait_turns", "int", 2, "--stage encoder: how many times each portrait comes again with its head "
                "turned", least=0),
         Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
-        Option("examples", "path", None, "file of completed faces, made by python -m engine.harmoniser_examples, that "
-               "--stage harmoniser learns from"),
-        Option("example_rounds", "int", 8, "python -m engine.harmoniser_examples: how many times each portrait is "
-               "completed", least=1),
-        Option("example_built_in", "int", 2500, "python -m engine.harmoniser_examples: number of built-in faces",
-               least=20),
         Option("annotations", "path", None, "--eval --stage encoder: JSON {NAME: {\"landmarks68\": [[x, y], ...]}} (or "
                "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
         Option("face_dir", "path", None, "--eval --stage encoder and occlusion: folder with one NAME.png per face of "
@@ -121,9 +115,6 @@ OPTIONS = {
         Option("recon_ckpt", "path", "checkpoints/inpainter.pth", "weights of the albedo inpainter"),
         Option("refiner_ckpt", "path", "checkpoints/refiner.pth", "weights of the network of --model-type refined"),
         Option("inpainter2d_ckpt", "path", "checkpoints/inpainter2d.pth", "weights of the network of --model-type 2d"),
-        Option("harmonise", "bool", False, "with --model-type linear and refined: correct the fill's smooth colours by "
-               "a network"),
-        Option("harmoniser_ckpt", "path", "checkpoints/harmoniser.pth", "weights of that network"),
         Option("niters", "int", 2, "refinement iterations of a completion", least=1),
     ],
     "Training": [
