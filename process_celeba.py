@@ -301,7 +301,8 @@ def _worker_detector():
 
 
 def _limit_threads() -> None:
-    """Keep OpenCV of a worker process to one thread."""
+    """Keep a worker process to one thread: NumPy's reads these variables when it is loaded, OpenCV's are set."""
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     import cv2
 
     cv2.setNumThreads(1)

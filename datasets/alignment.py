@@ -8,6 +8,7 @@ Coordinates handed in and out are pixel coordinates (x = column, y = row) in whi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -23,7 +24,13 @@ WINDOW_OFFSET = 16
 EYE_FACTOR, MOUTH_FACTOR, CENTRE_SHIFT = 2.0, 1.8, 0.1
 CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
 
-_SUPERSAMPLED_SIZE = 1024  # the quad is first sampled at this size, then reduced
+_SUPERSAMPLING = 4  # the quad is first sampled at this multiple of the crop's size, then reduced
+_SUPERSAMPLED_SIZE = _SUPERSAMPLING * CROP_SIZE
+_LOBES = 3  # of the Lanczos filter that reduces it
+_STRIP, _BLOCK = 64, 16  # crop pixels that are made at a time, so that what they need stays in the cache
+# Added before samples are cut to whole grey levels, that none is cut that is whole but for rounding, and before sums are
+# rounded, that halves, which a symmetric filter often gives on smooth skin, are rounded up as Pillow does.
+_UPWARDS = np.float32(1 / 4096)
 _FARTHEST = 1e6  # photo pixels; no image is that wide, and arithmetic with far larger numbers would overflow
 _MIN_FACE = 4.0  # photo pixels; a smaller quad is the product of broken landmarks
 
@@ -104,13 +111,12 @@ class Alignment:
             picture = picture.resize(self.resized, Image.Resampling.LANCZOS)
         if self.box != (0, 0) + picture.size:
             picture = picture.crop(self.box)
+        pixels = np.asarray(picture)
         if any(self.padding):
             left, top, right, bottom = self.padding
             widths = ((top, bottom), (left, right), (0, 0))[:image.ndim]
-            picture = Image.fromarray(np.pad(np.asarray(picture), widths, mode="reflect"))
-        picture = picture.transform((_SUPERSAMPLED_SIZE, _SUPERSAMPLED_SIZE), Image.Transform.QUAD,
-                                    self.quad.ravel().tolist(), Image.Resampling.BILINEAR)
-        return np.array(picture.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.LANCZOS))
+            pixels = np.pad(pixels, widths, mode="reflect")
+        return _sample(pixels, self.quad)
 
     def crop_mask(self, mask: np.ndarray) -> np.ndarray:
         """Bool (256, 256) hole of the crop from a bool (H, W) hole of the photo.
@@ -175,6 +181,65 @@ class Alignment:
         matrix = self.matrix.copy()
         matrix[:, 2] -= (columns.start, rows.start)
         return matrix, (columns.stop - columns.start, rows.stop - rows.start)
+
+
+def _sample(pixels: np.ndarray, quad: np.ndarray) -> np.ndarray:
+    """The square ``quad`` (see `Alignment`) of uint8 (H, W, 3) or (H, W) pixels as a crop: uint8 of 256 x 256.
+
+    What Pillow's bilinear ``transform`` to 1024x1024 and Lanczos ``resize`` to 256x256 give, but for single grey levels
+    from rounding, in a quarter of the time. As there, samples are cut to whole grey levels, and what the first of the
+    two reductions gives is rounded.
+    """
+    source = pixels.astype(np.float32) + _UPWARDS
+    if pixels.ndim == 3:  # a fourth channel costs less than three: OpenCV's code for four is vectorised
+        source = np.pad(source, ((0, 0), (0, 0), (0, 1)))
+    # Sampled with rows and columns exchanged, so that reducing along the first axis reduces each row of the crop.
+    matrix = np.stack([quad[1] - quad[0], quad[3] - quad[0]], axis=1) / _SUPERSAMPLED_SIZE
+    first = quad[0] + matrix.sum(axis=1) * 0.5 - 0.5
+    reduced = np.empty((CROP_SIZE, _SUPERSAMPLED_SIZE) + source.shape[2:], np.float32)
+    for start in range(0, CROP_SIZE, _STRIP):
+        low, high = _reach(start, start + _STRIP)
+        samples = cv2.warpAffine(source, np.column_stack([matrix, first + low * matrix[:, 1]]),
+                                 (_SUPERSAMPLED_SIZE, high - low), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        np.floor(samples, out=samples)
+        _reduce(samples, low, reduced[start:start + _STRIP], start)
+    reduced = _to_levels(cv2.transpose(reduced))
+    crop = np.empty((CROP_SIZE, CROP_SIZE) + source.shape[2:], np.float32)
+    _reduce(reduced, 0, crop, 0)
+    crop = _to_levels(crop).astype(np.uint8)
+    return np.ascontiguousarray(crop[..., :3]) if pixels.ndim == 3 else crop
+
+
+def _reduce(samples: np.ndarray, low: int, out: np.ndarray, start: int) -> None:
+    """Reduces samples (N, ...), those from ``low`` on, along the first axis to the crop pixels from ``start`` on."""
+    samples, out = samples.reshape(len(samples), -1), out.reshape(len(out), -1)
+    for place in range(start, start + len(out), _BLOCK):
+        first, last = _reach(place, place + _BLOCK)
+        np.matmul(_lanczos()[place:place + _BLOCK, first:last], samples[first - low:last - low],
+                  out=out[place - start:place - start + _BLOCK])
+
+
+def _reach(start: int, stop: int) -> tuple[int, int]:
+    """The samples, from and up to, that crop pixels from ``start`` up to ``stop`` are made of."""
+    margin = _SUPERSAMPLING * _LOBES
+    return max(_SUPERSAMPLING * start - margin, 0), min(_SUPERSAMPLING * stop + margin, _SUPERSAMPLED_SIZE)
+
+
+@lru_cache(maxsize=1)
+def _lanczos() -> np.ndarray:
+    """Each crop pixel's weights of the samples along one axis: float32 (256, 1024)."""
+    samples = (np.arange(_SUPERSAMPLED_SIZE) + 0.5) / _SUPERSAMPLING
+    distance = samples - (np.arange(CROP_SIZE)[:, None] + 0.5)
+    weights = np.where(np.abs(distance) < _LOBES, np.sinc(distance) * np.sinc(distance / _LOBES), 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _to_levels(values: np.ndarray) -> np.ndarray:
+    """Rounds to whole numbers in 0..255, in place."""
+    values += _UPWARDS
+    np.rint(values, out=values)
+    np.maximum(values, 0, out=values)
+    return np.minimum(values, 255, out=values)
 
 
 def _oriented_square(landmarks: np.ndarray) -> np.ndarray:

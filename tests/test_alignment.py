@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets.alignment import CROP_SIZE, Alignment, align
 from utils.errors import UserError
@@ -59,6 +60,40 @@ def test_the_golden_cases_cover_every_step():
 # Inside the photo; turned; beyond its border (padded); reduced by 3; enlarged; partly outside the photo.
 GEOMETRIES = [(0, 1.0, (260, 240)), (35, 1.3, (250, 250)), (-20, 0.8, (90, 420)), (10, 3.4, (600, 560)),
               (170, 0.4, (200, 260)), (5, 1.0, (-20, 30))]
+
+
+def _by_the_recipe(alignment, photo):
+    """The crop as the recipe says it, by Pillow's resamplings at full size."""
+    picture = Image.fromarray(photo)
+    if alignment.resized != picture.size:
+        picture = picture.resize(alignment.resized, Image.Resampling.LANCZOS)
+    left, top, right, bottom = alignment.padding
+    widths = ((top, bottom), (left, right), (0, 0))[:photo.ndim]
+    picture = Image.fromarray(np.pad(np.asarray(picture.crop(alignment.box)), widths, mode="reflect"))
+    picture = picture.transform((1024, 1024), Image.Transform.QUAD, alignment.quad.ravel().tolist(),
+                                Image.Resampling.BILINEAR)
+    return np.asarray(picture.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.LANCZOS))
+
+
+def _photos(side):
+    """Photos that resampling has least mercy with, of noise, of black and white noise, of one grey; waves; a mask."""
+    rng = np.random.default_rng(side)
+    noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return [noise, np.where(noise < 128, np.uint8(0), np.uint8(255)), np.full_like(noise, 201),
+            _wave_photo(side, side, "recipe"), noise[..., 0]]
+
+
+@pytest.mark.parametrize("degrees, scale, centre", GEOMETRIES)
+def test_crops_are_those_of_the_recipe_but_for_rounding(degrees, scale, centre):
+    side = int(max(480, 350 * scale))
+    alignment = Alignment.from_landmarks(_turned(LANDMARKS, degrees, scale, centre), side, side)
+    for photo in _photos(side):
+        crop, expected = alignment.crop(photo), _by_the_recipe(alignment, photo)
+        assert crop.shape == expected.shape and crop.dtype == np.uint8
+        difference = np.abs(crop.astype(int) - expected)
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+        if (photo == 201).all():
+            assert not difference.any()
 
 
 @pytest.mark.parametrize("degrees, scale, centre", GEOMETRIES)
