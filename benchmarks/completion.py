@@ -2,7 +2,7 @@
 
     python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1] [--precision auto]
 
-Two completions side by side: the one that args.txt describes (the linear fill, with grain), and the paper's (the
+Two completions side by side: the one that args.txt describes (the refined linear fill, with grain), and the paper's (the
 inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
 built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32. Every figure is the
 shortest of several repeats, in processor time of this process, so that what else the machine does counts little; ratios
@@ -98,7 +98,7 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
 
 
 def bare(completion, image, hole) -> None:
-    """The networks (for args.txt: and the linear fill) alone, as often as the completion runs them."""
+    """The networks (for args.txt: with the linear fill) alone, as often as the completion runs them."""
     window, uv, visible = image[..., 16:240, 16:240], image[..., :192, :], hole[..., :192, :]
     for _ in range(max(2, completion.iterations)):
         completion.occlusion(image)
