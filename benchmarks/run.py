@@ -13,7 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TIMINGS = {
     "zbuffer": ["zbuffer.py"], "completion": ["completion.py"], "start": ["start.py"], "alignment": ["alignment.py"],
-    "training": ["training.py"], "memory": ["memory.py"], "synthetic": ["synthetic.py", "--count", "60"],
+    "training": ["training.py"], "scaling": ["scaling.py"], "memory": ["memory.py"],
+    "synthetic": ["synthetic.py", "--count", "60"],
 }
 
 

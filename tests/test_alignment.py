@@ -45,7 +45,7 @@ def _turned(landmarks, degrees, scale, centre):
 def test_crop_equals_the_published_one(name):
     photo, landmarks, expected = _case(name)
     difference = np.abs(align(photo, landmarks).astype(int) - expected)
-    assert difference.max() <= 2 and difference.mean() < 0.2
+    assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 def test_the_golden_cases_cover_every_step():
