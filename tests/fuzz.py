@@ -394,6 +394,7 @@ def child(target: str, first: int, last: int, shared: mmap.mmap) -> None:
     """Runs cases; tells the number of the present one, how many were read, and whether an exception ended them."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    torch.set_num_threads(1)  # a fork has no copy of its parent's thread pool, and would wait for it for ever
     read = 0
     for number in range(first, last):
         tell(shared, number, read)
