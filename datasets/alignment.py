@@ -187,7 +187,7 @@ def _sample(pixels: np.ndarray, quad: np.ndarray) -> np.ndarray:
     """The square ``quad`` (see `Alignment`) of uint8 (H, W, 3) or (H, W) pixels as a crop: uint8 of 256 x 256.
 
     What Pillow's bilinear ``transform`` to 1024x1024 and Lanczos ``resize`` to 256x256 give, but for single grey levels
-    from rounding, in a quarter of the time. As there, samples are cut to whole grey levels, and what the first of the
+    from rounding, in about half of the time. As there, samples are cut to whole grey levels, and what the first of the
     two reductions gives is rounded.
     """
     source = pixels.astype(np.float32) + _UPWARDS
