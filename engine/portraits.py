@@ -154,6 +154,8 @@ def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: 
 
 def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: nn.Module, log_type: str) -> Portraits:
     """The portraits and, `turns` times, each with its head turned at random."""
+    if not turns:
+        return portraits
     rng = np.random.default_rng(0)
     images, names, codes = list(portraits.images), list(portraits.names), [portraits.code]
     jobs = [index for index in range(len(portraits)) for _ in range(turns)]
@@ -164,7 +166,7 @@ def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: n
         names.append(portraits.names[index])
         codes.append(code)
     code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
-    return Portraits(torch.stack(images), names, code, model) if jobs else portraits
+    return Portraits(torch.stack(images), names, code, model)
 
 
 def read_points(path: str | Path) -> dict[str, Tensor]:
