@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.inpainter import Inpainter, Inpainting
-from models.linear import REDUCTION, enlarge
+from models.linear import REDUCTION, blur, enlarge
 
 FIRST_GAIN = 0.1  # of the network's output, so that training starts near the linear fill
-EPSILON = 1e-4  # weight below which nothing is known
 SMOOTHNESS = 4.0  # reduced texels; sigma of the correction: colours are corrected, and the fill's detail stays
 
 
@@ -22,8 +21,9 @@ class Refiner(nn.Module):
     """Filled UV albedo (B, 3, 192, 256) in [-1, 1] and its visible mask (B, 1, 192, 256) -> `Inpainting`.
 
     The U-Net works on halves of the map's sides, as the linear fill does, and its output, smoothed and times a learnt
-    gain, is added where nothing was visible. Visible texels come back unchanged. confidence is 0. The reduced map's axis of symmetry
-    lies half a reduced texel beside its middle, which does not matter, so that its mirror image is the plain one.
+    gain, is added where nothing was visible. Visible texels come back unchanged. confidence is 0. The reduced map's
+    axis of symmetry lies half a reduced texel beside its middle, which does not matter, so that its mirror image is the
+    plain one.
     """
 
     def __init__(self):
@@ -35,21 +35,9 @@ class Refiner(nn.Module):
         """Raises ValueError unless the sides are multiples of 64."""
         known = visible.to(filled.dtype)
         share = F.avg_pool2d(known, REDUCTION)
-        reduced = smooth(self.network(F.avg_pool2d(filled, REDUCTION), share).albedo.float(), 1 - share)
-        refined = (filled + enlarge(self.gain * reduced).to(filled.dtype)).clamp(-1, 1)
+        reduced = self.network(F.avg_pool2d(filled, REDUCTION), share).albedo.float()
+        refined = (filled + enlarge(self.gain * blur(reduced, 1 - share, SMOOTHNESS)).to(filled.dtype)).clamp(-1, 1)
         return Inpainting(torch.where(visible > 0, filled, refined), torch.zeros_like(known))
-
-
-def smooth(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted Gaussian means of values (B, C, H, W) with weights (B, 1, H, W) in [0, 1]; 0 far from any weight."""
-    reach = int(3 * SMOOTHNESS)
-    distance = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-0.5 * (distance / SMOOTHNESS) ** 2)
-    maps = torch.cat([values * weight, weight], dim=1)
-    channels = maps.shape[1]
-    for shape, padding in (((1, -1), (0, reach)), ((-1, 1), (reach, 0))):
-        maps = F.conv2d(maps, kernel.view(1, 1, *shape).expand(channels, -1, -1, -1), padding=padding, groups=channels)
-    return maps[:, :-1] / maps[:, -1:].clamp(min=EPSILON)
 
 
 class RefinedInpainter(nn.Module):

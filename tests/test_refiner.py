@@ -20,7 +20,7 @@ from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainting
 from models.linear import LinearInpainter
 from models.morphable import MorphableModel
-from models.refiner import RefinedInpainter, Refiner, smooth
+from models.refiner import RefinedInpainter, Refiner
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -181,16 +181,6 @@ def test_weight_files(tmp_path):
     assert isinstance(found, RefinedInpainter) and not found.refiner.training
     with pytest.raises(UserError, match="--recon-ckpt"):
         build._load_inpainter(config.parse([*arguments, "x.pth", "--recon-ckpt", "y.pth"], ""))
-
-
-def test_smoothing_keeps_constants_and_reads_only_what_has_weight():
-    weight = torch.zeros(1, 1, 48, 64)
-    weight[..., 10:30, 20:40] = 1
-    inside = weight.bool().expand(1, 3, -1, -1)
-    spoiled = torch.where(inside, 0.3, 100.0)
-    torch.testing.assert_close(smooth(spoiled, weight)[inside], torch.full((1200,), 0.3))
-    noise = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
-    assert smooth(noise, weight)[inside].std() < 0.25 and torch.isfinite(smooth(noise, weight * 0)).all()
 
 
 def test_the_correction_has_no_detail():
