@@ -37,10 +37,10 @@ def turn_head(image: Tensor, code: FaceCode, yaw: float, pitch: float, model: Mo
     """
     degrees = torch.tensor([pitch, yaw, 0.0, 0.0, 0.0])
     pose = (code.pose + degrees / 90).clamp(-1, 1)
-    turned = code._replace(pose=pose, light=turn_light(code.light, rotation(pose) @ rotation(code.pose).mT))
+    turned = code._replace(pose=pose)
     before = crop_landmarks(turned.shape, turned.scale, turned.pose, geometry)
     settled = settle(turned, before, 1.0)
-    settled = settled._replace(light=turn_light(turned.light, rotation(settled.pose) @ rotation(pose).mT))
+    settled = settled._replace(light=turn_light(code.light, rotation(settled.pose) @ rotation(code.pose).mT))
     after = crop_landmarks(settled.shape, settled.scale, settled.pose, geometry)
     source = _sources(code, settled, _similarity(after[0], before[0]), model)
     bent = sample(image[None].float(), source[None, 1], source[None, 0])
@@ -48,7 +48,7 @@ def turn_head(image: Tensor, code: FaceCode, yaw: float, pitch: float, model: Mo
 
 
 def random_turn(rng: np.random.Generator) -> tuple[float, float]:
-    """Yaw and pitch in degrees."""
+    """Yaw, of a size in YAW to either side, and pitch, up to PITCH, in degrees."""
     return float(rng.choice([-1, 1]) * rng.uniform(*YAW)), float(rng.uniform(-PITCH, PITCH))
 
 
