@@ -17,19 +17,26 @@ from utils.images import list_images, read_mask
 RATIO_BINS = 10
 
 
-def random_rectangle(rng: np.random.Generator, height: int, width: int, evaluation: bool = False) -> np.ndarray:
-    """A random rectangle, bool (height, width), True inside.
+def rectangle_bounds(rng: np.random.Generator, height: int, width: int,
+                     evaluation: bool = False) -> tuple[int, int, int, int]:
+    """A random rectangle as (top, left, bottom, right), the last two exclusive; they may lie beyond the picture.
 
-    Its first row and column lie in [1/4, 1/2) of the size, its height and width in [1/4, 3/4) for training and
-    [1/3, 3/4) for evaluation (the paper's holes); what passes the border is clipped.
+    The first row and column lie in [1/4, 1/2) of the size, height and width in [1/4, 3/4) for training and [1/3, 3/4)
+    for evaluation (the paper's holes).
     """
     share = 3 if evaluation else 4
     top = int(rng.integers(height // 4, height // 2))
     left = int(rng.integers(width // 4, width // 2))
     rows = int(rng.integers(height // share, 3 * height // 4))
     columns = int(rng.integers(width // share, 3 * width // 4))
+    return top, left, top + rows, left + columns
+
+
+def random_rectangle(rng: np.random.Generator, height: int, width: int, evaluation: bool = False) -> np.ndarray:
+    """A rectangle of `rectangle_bounds`, bool (height, width), True inside; what passes the border is clipped."""
+    top, left, bottom, right = rectangle_bounds(rng, height, width, evaluation)
     hole = np.zeros((height, width), dtype=bool)
-    hole[top:top + rows, left:left + columns] = True
+    hole[top:bottom, left:right] = True
     return hole
 
 

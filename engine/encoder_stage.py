@@ -7,7 +7,6 @@ the smallest ones and shrink every face to the average.
 """
 from __future__ import annotations
 
-import math
 from typing import Any, Mapping, Sequence
 
 import numpy as np
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
-from datasets.masks import random_rectangle
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.framing import settle
 from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
+from engine.training_holes import Shapes, rectangles_on
 from models.lighting import MIN_SHADE
 from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
@@ -107,7 +106,7 @@ class EncoderStage(Stage):
         regions = torch.stack([batch["labels"] == FACE, batch["labels"] == OCCLUSION], 1).float()
         warped = change.warp(torch.cat([to_float(batch["image"]), regions], 1))
         image = colour_jitter(warped[:, :3], rngs)
-        hole = training_holes(rngs, (warped[:, 3:] > 0.5).cpu().numpy()).to(device)
+        hole = training_holes(rngs, warped[:, 3:] > 0.5)
         mirror = change.mirror[:, None]
         shape = torch.where(mirror, batch["shape"] * self.geometry.parity + self.geometry.offset, batch["shape"])
         turn, scale, translation = change.pose(rotation(batch["pose"]), batch["scale"],
@@ -154,9 +153,7 @@ class EncoderStage(Stage):
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sums of the landmark error on whole and on masked images for each of TRUSTS, and the count."""
         image, labels = window(to_float(batch["image"])), window(batch["labels"][:, None])
-        face = (labels == FACE)[:, 0].cpu().numpy()
-        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for rng, region in zip(rngs, face)]
-        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
+        hole = rectangles_on(labels == FACE, rngs)
         sums = []
         for masked in (image, image * ~hole):
             with autocast():
@@ -220,36 +217,25 @@ def landmark_error(landmarks: Tensor, truth: Tensor) -> Tensor:
     return 100 * (landmarks - truth).norm(dim=-1).mean(1) / eyes
 
 
-def training_holes(rngs: Sequence[np.random.Generator], regions: np.ndarray) -> Tensor:
+def training_holes(rngs: Sequence[np.random.Generator], regions: Tensor) -> Tensor:
     """Random holes (B, 1, H, W) bool, of the kinds and shares of HOLE_SHARES.
 
     rngs: one source of randomness a face. regions: bool (B, 2, H, W), face and occluder. Rectangles lie on the face, as
     in evaluation; blobs anywhere; an occluder becomes the hole that covers it.
     """
-    holes = np.zeros((len(regions), 1, *regions.shape[2:]), dtype=bool)
-    for rng, hole, (face, occluder) in zip(rngs, holes, regions):
-        kind = rng.choice(list(HOLE_SHARES), p=list(HOLE_SHARES.values()))
-        if kind == "rectangle":
-            hole[0] = random_rectangle(rng, *face.shape) & face
-        elif kind == "blobs":
-            hole[0] = blobs(rng, *face.shape)
-        elif kind == "occluder":
-            hole[0] = occluder
-    return torch.from_numpy(holes)
-
-
-def blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One to three random slanted ellipses, bool (H, W): the holes of hands, glasses and masks are no rectangles."""
-    rows, columns = np.mgrid[:height, :width]
-    hole = np.zeros((height, width), dtype=bool)
-    for _ in range(int(rng.integers(1, 4))):
-        y, x = rng.uniform(0.15, 0.9, 2) * (height, width)
-        first, second = rng.uniform(0.06, 0.28, 2) * height
-        angle = rng.uniform(0, math.pi)
-        along = (columns - x) * math.cos(angle) + (rows - y) * math.sin(angle)
-        across = (rows - y) * math.cos(angle) - (columns - x) * math.sin(angle)
-        hole |= (along / first) ** 2 + (across / second) ** 2 < 1
-    return hole
+    shapes, kinds = Shapes(*regions.shape[2:]), []
+    for rng in rngs:
+        kinds.append(str(rng.choice(list(HOLE_SHARES), p=list(HOLE_SHARES.values()))))
+        if kinds[-1] == "rectangle":
+            shapes.add_rectangle(rng)
+        elif kinds[-1] == "blobs":
+            shapes.add_ellipses(rng)
+        else:
+            shapes.add_nothing()
+    is_kind = {name: torch.tensor([kind == name for kind in kinds]).to(regions.device)[:, None, None, None]
+               for name in ("rectangle", "occluder")}
+    holes = shapes.draw(regions.device) & (regions[:, :1] | ~is_kind["rectangle"])
+    return torch.where(is_kind["occluder"], regions[:, 1:], holes)
 
 
 @torch.no_grad()

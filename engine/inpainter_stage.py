@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.masks import random_rectangle
 from engine import losses as L
 from engine import report
 from engine.augmentation import chances, colour_jitter, to_float
-from engine.encoder_stage import blobs
 from engine.stage import Autocast, Stage
+from engine.training_holes import Shapes, rectangles_on
 from models.blending import blend
 from models.completion import FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
@@ -135,9 +134,7 @@ class InpainterStage(Stage):
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
         face = labels == FACE
-        holes, on_face = zip(*(random_hole(rng, *image.shape[2:]) for rng in rngs))
-        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
-        hole = hole & (face | ~torch.tensor(on_face)[:, None, None, None].to(image.device))
+        hole = training_holes(rngs, face)
         covered = chances(rngs, COVERED_OCCLUDERS, image.device)[:, None, None, None]
         return image, face, hole | ((labels == OCCLUSION) & covered), albedo
 
@@ -172,9 +169,7 @@ class InpainterStage(Stage):
     def _held_out(self, batch, rngs: Sequence[np.random.Generator], autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Whole images and the holes of evaluation: rectangles on the face."""
         image = to_float(batch["image"])
-        face = (self._labels(image, batch, autocast) == FACE)[:, 0].cpu().numpy()
-        holes = [random_rectangle(rng, *region.shape, evaluation=True) & region for rng, region in zip(rngs, face)]
-        return image, torch.from_numpy(np.stack(holes))[:, None].to(image.device)
+        return image, rectangles_on(self._labels(image, batch, autocast) == FACE, rngs)
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sum of the PSNR of the completed images (whole image, 8 bits), sum of the absolute error in holes, counts."""
@@ -201,8 +196,10 @@ class InpainterStage(Stage):
         return report.tile([list(row) for row in rows])
 
 
-def random_hole(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, bool]:
-    """A training hole, bool (height, width), and whether it stays on the face: a rectangle, or ellipses anywhere."""
-    if rng.random() < RECTANGLES:
-        return random_rectangle(rng, height, width), True
-    return blobs(rng, height, width), False
+def training_holes(rngs: Sequence[np.random.Generator], face: Tensor) -> Tensor:
+    """Random holes: rectangles on the face, else ellipses anywhere. face and result bool (B, 1, H, W)."""
+    shapes, on_face = Shapes(*face.shape[2:]), []
+    for rng in rngs:
+        on_face.append(rng.random() < RECTANGLES)
+        shapes.add_rectangle(rng) if on_face[-1] else shapes.add_ellipses(rng)
+    return shapes.draw(face.device) & (face | ~torch.tensor(on_face).to(face.device)[:, None, None, None])

@@ -20,6 +20,7 @@ from utils.files import write_bytes
 from utils.images import write_image
 
 LINE_SECONDS = 10.0  # a log that is no terminal gets a line this often
+SPEED_SECONDS = 20.0  # over which the speed that is shown is smoothed
 
 
 class TrainingDisplay:
@@ -29,7 +30,8 @@ class TrainingDisplay:
         self.active, self.bar = active, None
         self.printed = 0.0
         self.speed: float | None = None
-        self.last: tuple[float, float] | None = None
+        self.since: float | None = None  # seconds trained when `items` began to be counted
+        self.items = 0
         if active and bar and sys.stderr.isatty():
             from tqdm import tqdm
             self.bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}", dynamic_ncols=True)
@@ -38,10 +40,7 @@ class TrainingDisplay:
                losses: Mapping[str, float]) -> None:
         """fraction of the run in [0, 1], seconds trained, `items` seen in this step, smoothed losses by name."""
         now = time.monotonic()
-        if self.last is not None:
-            current = items / max(now - self.last[0], 1e-9)
-            self.speed = current if self.speed is None else 0.95 * self.speed + 0.05 * current
-        self.last = (now, elapsed)
+        self._measure(elapsed, items)
         if not self.active or (self.bar is None and now - self.printed < LINE_SECONDS):
             return
         self.printed = now
@@ -53,6 +52,18 @@ class TrainingDisplay:
         else:
             self.bar.n = fraction
             self.bar.set_description_str(text)
+
+    def _measure(self, elapsed: float, items: int) -> None:
+        """Keeps the speed, smoothed over SPEED_SECONDS. Of a GPU's steps many are told at one time."""
+        if self.since is None:
+            self.since = elapsed
+        elif elapsed > self.since:
+            passed = elapsed - self.since
+            share = min(1.0, passed / SPEED_SECONDS)
+            current = self.items / passed
+            self.speed = current if self.speed is None else (1 - share) * self.speed + share * current
+            self.since, self.items = elapsed, 0
+        self.items += items
 
     def line(self, text: str) -> None:
         """Prints a line of its own, above the bar if there is one."""

@@ -7,11 +7,14 @@ import torch
 
 from engine_samples import SmallEncoder, SmallFaces, small_definition
 
+from datasets.masks import random_rectangle
 from engine import build
 from engine.augmentation import CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
 from engine.occlusion_stage import OcclusionStage, balanced_cross_entropy, boundary, dice_loss
 from engine.optimisation import face_generators
+from engine.report import TrainingDisplay
+from engine.training_holes import Shapes, rectangles_on
 from models.lighting import shade
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
@@ -99,7 +102,7 @@ def test_training_holes_keep_to_their_kind():
     face, occluder = np.zeros((2, 224, 224), bool)
     face[60:160, 60:160], occluder[0:20] = True, True
     regions = np.broadcast_to(np.stack([face, occluder]), (60, 2, 224, 224))
-    holes = training_holes(face_generators((0,), range(60)), regions)[:, 0].numpy()
+    holes = training_holes(face_generators((0,), range(60)), torch.from_numpy(regions.copy()))[:, 0].numpy()
     empty = [not hole.any() for hole in holes]
     on_face = [hole.any() and not (hole & ~face).any() for hole in holes]
     assert 10 < sum(empty) < 40 and sum(on_face) > 8
@@ -133,3 +136,29 @@ def test_finetuning_starts_from_the_weights(tmp_path, finetune):
     pairs = zip(started.state_dict().values(), network.state_dict().values())
     same = all(torch.equal(one, other) for one, other in pairs)
     assert same == finetune and all(parameter.requires_grad for parameter in started.parameters())
+
+
+def test_speed_of_steps_that_are_told_of_together():
+    """A GPU's 20 steps of 8 faces, told of every two seconds, are 80 faces a second."""
+    display = TrainingDisplay(bar=False, active=False)
+    for look in range(1, 12):
+        for _ in range(20):
+            display.update(0.1, 2.0 * look, 1, 0, 8, {})
+    assert display.speed == pytest.approx(80)
+
+
+def test_shapes_are_those_of_the_evaluation():
+    """A drawn rectangle is the one that datasets.masks draws from the same randomness."""
+    face = torch.ones(5, 1, 60, 80, dtype=torch.bool)
+    drawn = rectangles_on(face, face_generators((1,), range(9)))
+    expected = [random_rectangle(rng, 60, 80, evaluation=True) for rng in face_generators((1,), range(5))]
+    assert np.array_equal(drawn[:, 0].numpy(), np.stack(expected))
+
+
+def test_ellipses_lie_where_they_are_drawn():
+    shapes = Shapes(40, 50)
+    shapes._add((0, 0, 0, 0), [(10.0, 20.0, 6.0, 3.0, 0.0)])
+    shapes.add_nothing()
+    ellipse, nothing = shapes.draw(torch.device("cpu"))[:, 0]
+    assert ellipse[10, 15] and ellipse[10, 25] and not ellipse[10, 26] and ellipse[12, 20] and not ellipse[13, 20]
+    assert int(ellipse.sum()) == pytest.approx(np.pi * 6 * 3, rel=0.1) and not nothing.any()
