@@ -25,7 +25,7 @@ from utils.errors import UserError
 from .dataset import SyntheticFaces, face_identity, face_name
 
 SHARD = 500
-_CHUNK = 25
+_CHUNK = 5  # faces of one task; small, or many workers would wait for the last at the end of every shard
 _VERSION = 1
 _FIELDS = {
     "image": (np.uint8, (3, 256, 256)), "labels": (np.uint8, (256, 256)), "shape": (np.float32, (228,)),
