@@ -104,7 +104,7 @@ class SmallEncoder(nn.Module):
     def forward(self, image):
         features = self.conv(image).relu().mean((2, 3)).float()
         pose = torch.tanh(0.1 * self.pose_linear(features))
-        light = self.light_linear(features) + torch.tensor(FRONTAL * 3)
+        light = self.light_linear(features) + torch.tensor(FRONTAL * 3, device=image.device)
         codes = features.new_zeros(len(image), 512)
         return FaceCode(0.1 * self.shape_linear(features), codes, codes, 1e-3 * (1 + pose[:, 0]), pose[:, 1:], light)
 
