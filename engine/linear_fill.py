@@ -26,21 +26,22 @@ HELD_OUT_FOLD = 0
 
 
 @torch.no_grad()
-def collect(completion: Any, faces: FolderFaces, log_type: str) -> tuple[np.ndarray, np.ndarray]:
+def collect(completion: Any, faces: FolderFaces, log_type: str,
+            device: torch.device = torch.device("cpu")) -> tuple[np.ndarray, np.ndarray]:
     """Reduced albedo maps (2 N, 3, 96, 128) of the portraits and their mirror images, and which texels are known.
 
-    completion: `models.completion.FaceCompletion`; known texels are seen and, for its occlusion net, face.
+    completion: `models.completion.FaceCompletion`, on the device; known texels are seen and, for its occlusion net, face.
     """
     maps, known = [], []
     for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
-        image = to_float(faces[index]["image"][None])
+        image = to_float(faces[index]["image"][None].to(device))
         hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
         factors = completion.factor(image, hole, face=completion.trusted(completion.occlusion(image), hole))
         visible = factors.uv_visible.float()
         for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
             values, weight = reduce(albedo, seen)
-            maps.append(values.clamp(-1, 1))
-            known.append(weight > 0.5)
+            maps.append(values.clamp(-1, 1).cpu())
+            known.append((weight > 0.5).cpu())
     return torch.cat(maps).numpy(), torch.cat(known).numpy()
 
 
@@ -49,11 +50,12 @@ def fold_of(index: int) -> int:
     return index % FOLDS
 
 
-def fold_models(completion: Any, faces: FolderFaces, log_type: str) -> list[LinearInpainter]:
+def fold_models(completion: Any, faces: FolderFaces, log_type: str,
+                device: torch.device = torch.device("cpu")) -> list[LinearInpainter]:
     """FOLDS models, the k-th of the portraits outside fold k: to portraits of fold k it is what the model of all is to
-    a stranger's face. completion as for `collect`. Raises UserError if there are too few portraits."""
+    a stranger's face. completion, device as for `collect`. Raises UserError if there are too few portraits."""
     _check_count(len(faces) * (FOLDS - 1) // FOLDS, len(faces), faces.root)
-    maps, known = collect(completion, faces, log_type)
+    maps, known = collect(completion, faces, log_type, device)
     folds = np.repeat([fold_of(index) for index in range(len(faces))], 2)  # a portrait and its mirror image
     return [fit_model(maps[folds != fold], known[folds != fold], COMPONENTS)
             for fold in progress(range(FOLDS), "linear models", FOLDS, log_type)]
@@ -75,8 +77,9 @@ def make(settings: Any) -> LinearInpainter:
         raise UserError("say where the aligned portraits are with --portraits DIR")
     faces = FolderFaces(settings.portraits)
     _check_count(len(faces), len(faces), settings.portraits)
-    completion = build.build_completion(settings, torch.device("cpu"), inpainter=torch.nn.Identity())
-    model = fit_model(*collect(completion, faces, settings.log_type), COMPONENTS)
+    device = build.choose_device(settings)
+    completion = build.build_completion(settings, device, inpainter=torch.nn.Identity())
+    model = fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS)
     metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)
     note(f"{settings.linear_ckpt}: {COMPONENTS} components of {len(faces)} portraits, noise {float(model.noise):.3f}")

@@ -104,7 +104,8 @@ class LabelledFaces(Dataset):
 def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progressbar") -> LabelledFaces:
     """All faces of a folder, with the labels that the occlusion net gives them."""
     items = [faces[index] for index in range(len(faces))]
-    labels = [occlusion(to_float(item["image"][None])).argmax(1)[0].to(torch.uint8)
+    device = next(occlusion.parameters()).device
+    labels = [occlusion(to_float(item["image"][None].to(device))).argmax(1)[0].to(torch.uint8).cpu()
               for item in progress(items, "labelling portraits", len(items), log_type)]
     return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels),
                          [item["name"] for item in items])
