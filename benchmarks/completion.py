@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 RENDERING_TARGET = 0.10  # unwrap, render and shade, as a share of the paper's three networks
 THROUGHPUT_TARGET = 0.85  # of the bare networks of the paper
-NETWORKS = ("encoder", "fill", "occlusion net")
+NETWORKS = ("encoder", "fill", "refiner", "occlusion net")
 RENDERING = ("vertices", "z-buffer", "normals", "shade", "visibility", "unwrap", "render")
 
 
@@ -92,6 +92,8 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
         "unwrap": lambda: renderer.unwrap(both, factors.positions),
         "render": lambda: completion.render_face(inpainted.albedo, factors.uv_shade, factors.raster),
     }
+    if completion.refiner is not None:
+        works["refiner"] = lambda: completion.refiner(image, image, hidden, torch.ones_like(hidden))
     if completion.grain:
         works["grain"] = lambda: match_grain(image, hidden, torch.ones_like(hidden))
     return {name: shortest(work, repeats) for name, work in works.items()}
@@ -105,6 +107,8 @@ def bare(completion, image, hole) -> None:
     for _ in range(completion.iterations):
         completion.encoder(window)
         completion.inpainter(uv, visible)
+    if completion.refiner is not None:
+        completion.refiner(image, image, hole > 0.5, hole > 0.5)
 
 
 def print_parts(completions: dict, image, hole, repeats: int) -> None:
@@ -114,7 +118,7 @@ def print_parts(completions: dict, image, hole, repeats: int) -> None:
     for part in (*NETWORKS, *RENDERING, "grain"):
         print(f"{part:<44}" + "".join(f"{column[part]:>10.1f}" if part in column else f"{'-':>10}"
                                       for column in times.values()))
-    shares = [sum(column[part] for part in RENDERING) / sum(column[part] for part in NETWORKS)
+    shares = [sum(column[part] for part in RENDERING) / sum(column.get(part, 0.0) for part in NETWORKS)
               for column in times.values()]
     print(f"{'unwrap, render and shade / encoder, fill, net':<46}" + "".join(f"{share:>9.1%} " for share in shares)
           + f"  (target for the paper's at most {RENDERING_TARGET:.0%})")

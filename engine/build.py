@@ -15,7 +15,7 @@ from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
 from utils import device as devices, files
 from utils.errors import UserError
-from utils.logging import warning
+from utils.logging import note, warning
 
 DEFAULT_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
@@ -110,7 +110,9 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
         train, held_out = _synthetic_training(settings)
         if not settings.portraits:
             return train, held_out
-        if settings.stage in ("refiner", "inpainter2d"):
+        if settings.stage in ("inpainter", "refiner", "inpainter2d"):
+            if settings.stage == "inpainter":
+                note("portraits have no true albedo where they do not show it: the loss hidden_albedo is left out")
             return _with_real_faces(settings, train, held_out)
         return _with_portraits(settings, train), held_out
     return tuple(_folder_data(settings, kind, split) for split in ("train", "dev"))
@@ -177,12 +179,13 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
 
 
 def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """(faces and portraits, portraits of one fold and a few held-out faces), for the refiner and what is compared."""
+    """(faces and portraits, portraits of one fold and a few held-out faces), for what completes faces."""
     from datasets.faces import FolderFaces
     from engine.linear_fill import HELD_OUT_FOLD, fold_of
     from engine.portraits import Fields, label_faces, mix
     from models.weights import load_occlusion
-    labelled = label_faces(FolderFaces(settings.portraits), load_occlusion(settings.occ_ckpt)[0], settings.log_type)
+    occlusion = load_occlusion(settings.occ_ckpt)[0].to(choose_device(settings))
+    labelled = label_faces(FolderFaces(settings.portraits), occlusion, settings.log_type)
     unseen = [index for index in range(len(labelled)) if fold_of(index) == HELD_OUT_FOLD]
     seen = [index for index in range(len(labelled)) if fold_of(index) != HELD_OUT_FOLD]
     unseen = unseen[:HELD_OUT_PORTRAITS]
@@ -235,17 +238,21 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     """
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
-    from models.weights import load_occlusion
+    from models.weights import load_occlusion, load_refiner
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
         return _compiled(settings, flat)
+    refiner = None
     if inpainter is None:
         inpainter = fold_for_inference(_load_inpainter(settings).eval())
+        if settings.model_type == "refined":
+            refiner = fold_for_inference(load_refiner(settings.refiner_ckpt).eval())
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for network in (encoder, occlusion):  # faster with channels last, unlike the inpainter
         fold_for_inference(network.eval()).to(memory_format=torch.channels_last)
-    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
+                                refiner=refiner)
     return _compiled(settings, completion.eval().to(device or choose_device(settings)))
 
 
@@ -253,23 +260,20 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     """A completion on its device, with its networks compiled if --compile says so."""
     if settings.compile:
         from engine.compilation import compile_networks
-        inpainter = getattr(completion.inpainter, "refiner", completion.inpainter)  # not the linear fill before it
-        encoder = [] if settings.model_type == "2d" else [completion.encoder]
-        compile_networks(*encoder, completion.occlusion, inpainter)
+        networks = (getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner"))
+        compile_networks(*filter(None, networks))
     return completion
 
 
 def _load_inpainter(settings: Any) -> torch.nn.Module:
     """What --model-type names."""
-    from models.refiner import RefinedInpainter
-    from models.weights import load_inpainter, load_linear, load_refiner
+    from models.weights import load_inpainter, load_linear
     if settings.model_type == "3dmm_pca":
         return load_inpainter(settings.recon_ckpt, mirror_uv)[0]
     if settings.recon_ckpt != DEFAULT_INPAINTER:
         raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type {settings.model_type}: add "
                         "--model-type 3dmm_pca, or leave it out")
-    linear = load_linear(settings.linear_ckpt)
-    return linear if settings.model_type == "linear" else RefinedInpainter(linear, load_refiner(settings.refiner_ckpt))
+    return load_linear(settings.linear_ckpt)
 
 
 def _image_completion(settings: Any, grain: bool) -> torch.nn.Module:
@@ -390,22 +394,35 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.linear_fill import fold_models, fold_of
     from engine.refiner_stage import RefinerStage
     from models.completion import FaceCompletion
-    from models.discriminator import PyramidDiscriminator
-    from models.refiner import Refiner
-    from models.weights import load_linear, load_occlusion, load_refiner
+    from models.weights import load_linear, load_occlusion
     if not settings.portraits:
         raise UserError("--stage refiner corrects the linear fill of real faces: say where they are with --portraits "
                         "DIR")
     encoder, model, _ = _load_geometry(settings)
-    refiner = load_refiner(settings.refiner_ckpt) if settings.finetune else Refiner()
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    completion = FaceCompletion(encoder, refiner, model, occlusion=occlusion, iterations=1).eval()
+    completion = FaceCompletion(encoder, torch.nn.Identity(), model, occlusion=occlusion, iterations=1).eval()
+    device = choose_device(settings)
+    completion = completion.to(device)
     portraits = FolderFaces(settings.portraits)
-    models = fold_models(completion, portraits, settings.log_type)
+    models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
-    weights, options = _completion_losses(settings)
-    return RefinerStage(completion, PyramidDiscriminator(), load_linear(settings.linear_ckpt), models, folds, weights,
-                        **options)
+    return RefinerStage(completion, _new_refiner(settings), load_linear(settings.linear_ckpt), models, folds,
+                        settings.loss_options)
+
+
+def _new_refiner(settings: Any) -> torch.nn.Module:
+    """The refiner that training starts with: with --finetune the trained one, else from the 2D baseline's network."""
+    from models.refiner import Refiner
+    from models.weights import load_image_inpainter, load_refiner
+    if settings.finetune:
+        return load_refiner(settings.refiner_ckpt)
+    refiner = Refiner()
+    if settings.inpainter2d_ckpt and Path(settings.inpainter2d_ckpt).exists():
+        refiner.start_from(load_image_inpainter(settings.inpainter2d_ckpt).state_dict())
+    else:
+        warning(f"the refiner starts from nothing: it learns faster from the 2D baseline (--stage inpainter2d), "
+                f"which --inpainter2d-ckpt {settings.inpainter2d_ckpt} is to be")
+    return refiner
 
 
 def _image_stage(settings: Any, train_set: Dataset) -> Stage:

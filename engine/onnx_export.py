@@ -4,12 +4,12 @@
 
 Every file holds what a completion calls, with everything that is built around the network (reduction of the picture,
 placing of the head, spectral and batch norms divided out), so that it can stand in its place. Sides are fixed, the
-batch is free; numbers are float32 but for the 2D baseline's mask, which is bool.
+batch is free; numbers are float32 but for masks of pictures, which are bool.
 
     encoder.onnx      image (B, 3, 224, 224) -> code_shape, code_albedo, ...: the fields of `models.encoder.FaceCode`
     occlusion.onnx    image (B, 3, S, S), S of --resolution -> probabilities (B, 3, S, S)
-    refiner.onnx      --model-type refined: filled (B, 3, 192, 256), visible (B, 1, 192, 256) -> completed, confidence
-    inpainter.onnx    --model-type 3dmm_pca: albedo, visible -> completed, confidence, of the same shapes
+    refiner.onnx      --model-type refined: image, completed (B, 3, S, S), hole, face (B, 1, S, S) -> refined, as image
+    inpainter.onnx    --model-type 3dmm_pca: albedo (B, 3, 192, 256), visible (B, 1, 192, 256) -> completed, confidence
     inpainter2d.onnx  --model-type 2d: image (B, 3, 256, 256), visible (B, 1, 256, 256) -> completed (B, 3, 256, 256)
 
 --check runs every file in onnxruntime and compares the numbers with PyTorch's.
@@ -75,15 +75,15 @@ def parts_of(completion: nn.Module, model_type: str, size: int) -> list[Part]:
             "image": _picture(count, size), "visible": _mask(count, size, size)}, ["completed"])]
     encoder = Part("encoder", completion.encoder, lambda count: {"image": _picture(count, WINDOW_SIZE)},
                    [f"code_{name}" for name in FaceCode._fields])  # a graph has one name space: "shape" is taken
-    fills = {"refined": ("refiner", "filled"), "3dmm_pca": ("inpainter", "albedo")}
-    if model_type not in fills:
-        return [occlusion, encoder]
-    name, first = fills[model_type]
-    network = completion.inpainter.refiner if model_type == "refined" else completion.inpainter
-    inpainter = Part(name, network, lambda count: {
-        first: _noise(count, 3, UV_HEIGHT, UV_WIDTH), "visible": _mask(count, UV_HEIGHT, UV_WIDTH).float()},
-        ["completed", "confidence"])
-    return [occlusion, encoder, inpainter]
+    if model_type == "refined":
+        return [occlusion, encoder, Part("refiner", completion.refiner, lambda count: {
+            "image": _picture(count, size), "completed": _picture(count, size).flip(3),
+            "hole": _mask(count, size, size), "face": _mask(count, size, size).flip(2)}, ["refined"])]
+    if model_type == "3dmm_pca":
+        return [occlusion, encoder, Part("inpainter", completion.inpainter, lambda count: {
+            "albedo": _noise(count, 3, UV_HEIGHT, UV_WIDTH), "visible": _mask(count, UV_HEIGHT, UV_WIDTH).float()},
+            ["completed", "confidence"])]
+    return [occlusion, encoder]
 
 
 def _noise(*shape: int) -> torch.Tensor:

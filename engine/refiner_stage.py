@@ -1,23 +1,28 @@
-"""Training of the refiner: what the linear fill of real and built-in faces gets wrong in the hole.
+"""Training of the refiner: the colours that the linear fill of real and built-in faces gets wrong in the hole.
 
 The linear model knows the portraits that it was made of, so on these its fill is better than on anybody else's face.
 Each portrait is therefore filled by a model that does without it (cross-validation), or the refiner would learn to
-trust a fill that it never meets again. Otherwise training is that of the inpainter: the frozen encoder sees the masked
-image, and the true one, unwrapped, is the target.
+trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
+as in a completion; the refiner alone is trained, on smoothed colours, since detail is none of its business.
 """
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine import losses as L
 from engine.inpainter_stage import InpainterStage
-from models.completion import FaceCompletion
+from engine.stage import Autocast
+from models.blending import blend
+from models.completion import FaceCompletion, visible_face
 from models.inpainter import Inpainting
-from models.refiner import RefinedInpainter
+from models.linear import REDUCTION, blur
+from models.refiner import SMOOTHNESS
 
-DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.0, "image": 1.0, "gan": 0.0, "perceptual": 0.0, "hidden_albedo": 0.0}
+WEIGHTS = {"colour": 1.0, "gan": 0.0}
 
 
 class FoldedPrior(nn.Module):
@@ -36,23 +41,54 @@ class FoldedPrior(nn.Module):
         return Inpainting(*(torch.cat(parts) for parts in zip(*items)))
 
 
-class RefinerStage(InpainterStage):
-    """The refiner, `models.refiner.Refiner`, as completion.inpainter; other arguments as of `InpainterStage`.
+class Fill(NamedTuple):
+    """What completes one batch: the linear fill of its items, and the refiner."""
 
-    prior: the linear model of all portraits, for faces that are none. fold_models: those that each leave out a fold;
-    folds: a portrait's name -> its fold.
+    prior: FoldedPrior
+    refiner: nn.Module
+
+
+class RefinerStage(InpainterStage):
+    """The refiner, `models.refiner.Refiner`, between a drawn linear fill and the picture.
+
+    completion: FaceCompletion with the frozen encoder and occlusion net. prior: the linear model of all portraits, for
+    faces that are none. fold_models: those that each leave out a fold; folds: a portrait's name -> its fold.
     """
 
     name = "refiner"
 
-    def __init__(self, completion: FaceCompletion, discriminator: nn.Module, prior: nn.Module,
+    def __init__(self, completion: FaceCompletion, refiner: nn.Module, prior: nn.Module,
                  fold_models: Sequence[nn.Module], folds: Mapping[str, int],
-                 weights: Mapping[str, float] | None = None, **options: Any):
-        super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, use_confidence=False,
-                         **options)
+                 weights: Mapping[str, float] | None = None):
+        completion.inpainter = refiner
+        super().__init__(completion, nn.Identity(), {**WEIGHTS, **(weights or {})})
         self.priors, self.folds = nn.ModuleList([*fold_models, prior]), dict(folds)
         self.frozen["priors"] = self.priors
 
-    def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> nn.Module:
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        image, face, hole, _ = self._examples(batch, rngs, autocast)
+        fill = self._inpainter(self.networks, batch)
+        with torch.no_grad(), autocast():
+            masked = torch.where(hole, 0, image)
+            factors = self.completion.factor(masked, hole, face=visible_face(face.float(), hole))
+            albedo = fill.prior(factors.albedo_in, factors.uv_visible.float()).albedo
+            drawn, coverage = self.completion.render_face(albedo, factors.uv_shade, factors.raster)
+            completed = blend(masked, hole & coverage, drawn, (coverage & face & ~hole).float())
+        with autocast():
+            refined = fill.refiner(masked, completed, hole, coverage)
+        known = (hole & coverage & face).float()
+        weight = F.avg_pool2d(known, REDUCTION)
+        error = blur(F.avg_pool2d((refined.float() - image) * known, REDUCTION) / weight.clamp(min=1e-6), weight,
+                     SMOOTHNESS)
+        return {"colour": L.guard_pixel(L.weighted_mean(error.abs(), weight))}, None
+
+    def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Fill:
         choice = [self.folds.get(name, len(self.priors) - 1) for name in batch["name"]]
-        return RefinedInpainter(FoldedPrior(self.priors, choice), networks[self.name])
+        return Fill(FoldedPrior(self.priors, choice), networks[self.name])
+
+    def _complete(self, inpainter: Fill, image: Tensor, hole: Tensor):
+        self.completion.refiner = inpainter.refiner
+        try:
+            return super()._complete(inpainter.prior, image, hole)
+        finally:
+            self.completion.refiner = None

@@ -90,6 +90,7 @@ class Trainer:
                             f"({options.batch_size} x {options.accumulate} x {world.size}): lower --batch-size")
         self.stage, self.options, self.world = stage.to(world.device), options, world
         self.train_set, self.validation_set = train_set, validation_set
+        torch.backends.cudnn.benchmark = True  # all batches have one size, so that the search for kernels pays
         distributed.same_start([*stage.networks.values(), *stage.critics.values()], world)
         self.average = MovingAverage(stage.networks, options.ema) if options.ema > 0 else None
         self.optimisers = {"main": self._optimiser(stage.networks, options.learning_rate)}

@@ -99,7 +99,8 @@ class FaceCompletion(nn.Module):
     `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face,
     and for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
-    grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
+    refiner: `models.refiner.Refiner`, corrects the colours of the drawn face in the last iteration (no part of the
+    paper). grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
     agrees but for rounding, which can tip the 8-bit fill beside the face by a grey level.
@@ -109,12 +110,13 @@ class FaceCompletion(nn.Module):
 
     def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
                  occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True,
-                 grain: bool = False):
+                 grain: bool = False, refiner: nn.Module | None = None):
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
         self.encoder = encoder
         self.inpainter = inpainter
+        self.refiner = refiner
         self.morphable = morphable
         self.renderer = Renderer(morphable)
         self.occlusion = occlusion
@@ -210,6 +212,8 @@ class FaceCompletion(nn.Module):
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
+            if self.refiner is not None and iteration + 1 == self.iterations:
+                covered = self.refiner(masked, covered, hole, coverage)
             seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
             # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
             if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):

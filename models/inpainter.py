@@ -108,15 +108,16 @@ def flip(x: torch.Tensor) -> torch.Tensor:
 class Inpainter(nn.Module):
     """Masked UV albedo and its visible mask -> :class:`Inpainting`.
 
-    attention: adds self-attention at 1/8 of the resolution. mirror: function that mirrors a map (B, C, H, W) left-right
-    (default :func:`flip`; models.morphable.mirror_uv mirrors about the UV map's true axis).
+    channels: of the first input. attention: adds self-attention at 1/8 of the resolution. mirror: function that mirrors
+    a map (B, C, H, W) left-right (default :func:`flip`; models.morphable.mirror_uv mirrors about the UV map's true axis).
     """
 
-    def __init__(self, attention: bool = False, mirror: Callable[[torch.Tensor], torch.Tensor] | None = None):
+    def __init__(self, attention: bool = False, mirror: Callable[[torch.Tensor], torch.Tensor] | None = None,
+                 channels: int = 3):
         super().__init__()
-        self.mirror = mirror or flip
-        self.direct = GatedStage(4, 32, 2)
-        self.mirrored = GatedStage(4, 32, 2)
+        self.mirror, self.channels = mirror or flip, channels
+        self.direct = GatedStage(channels + 1, 32, 2)
+        self.mirrored = GatedStage(channels + 1, 32, 2)
         self.down = nn.ModuleList([GatedStage(64, 64, 2), GatedStage(64, 128, 2), GatedStage(128, 256, 2),
                                    GatedStage(256, 512, 2)])
         self.middle = GatedStage(512, 256, 1)
@@ -130,8 +131,9 @@ class Inpainter(nn.Module):
 
         H and W are multiples of 32 (192x256 in training), else ValueError.
         """
-        if albedo.dim() != 4 or albedo.shape[1] != 3 or albedo.shape[2] % STRIDE or albedo.shape[3] % STRIDE:
-            raise ValueError(f"the inpainter takes albedo (B, 3, H, W), H and W multiples of {STRIDE}; "
+        if (albedo.dim() != 4 or albedo.shape[1] != self.channels or albedo.shape[2] % STRIDE
+                or albedo.shape[3] % STRIDE):
+            raise ValueError(f"the inpainter takes albedo (B, {self.channels}, H, W), H and W multiples of {STRIDE}; "
                              f"got {tuple(albedo.shape)}")
         if visible.shape != (albedo.shape[0], 1, *albedo.shape[2:]):
             raise ValueError(f"the visible mask must be (B, 1, H, W) like the albedo {tuple(albedo.shape)}; "

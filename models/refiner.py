@@ -1,8 +1,9 @@
-"""The refined fill: the linear fill of the UV albedo, corrected in the hole by the gated U-Net.
+"""The refined completion: the linear fill, drawn, and its colours corrected in the hole by the gated U-Net.
 
-A departure from the paper, whose network has to invent the hidden albedo alone (`models.inpainter`): here the network
-sees the most probable face of a statistical model and learns what that gets wrong, which takes a fraction of the
-training.
+A departure from the paper, whose network invents the hidden albedo alone (`models.inpainter`). A statistical model of
+albedo knows little of the light in a photograph, and with a large hole sees little of the face. This network sees the
+whole picture, where hair, neck, ears and background tell of skin and light, and the drawn face, and says how the
+colours should be; shape and detail stay those of the three-dimensional face.
 """
 from __future__ import annotations
 
@@ -10,48 +11,53 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.inpainter import Inpainter, Inpainting
-from models.linear import REDUCTION, blur, enlarge
+from models.inpainter import STRIDE, Inpainter
+from models.linear import REDUCTION, blur, enlarge, reduce
 
-FIRST_GAIN = 0.1  # of the network's output, so that training starts near the linear fill
-SMOOTHNESS = 4.0  # reduced texels; sigma of the correction: colours are corrected, and the fill's detail stays
+FIRST_GAIN = 0.5  # of the network's output
+SMOOTHNESS = 2.5  # reduced pixels; sigma of the correction: colours are corrected, and the fill's detail stays
 
 
 class Refiner(nn.Module):
-    """Filled UV albedo (B, 3, 192, 256) in [-1, 1] and its visible mask (B, 1, 192, 256) -> `Inpainting`.
+    """A picture completed in its hole -> the same with other colours there.
 
-    The U-Net works on halves of the map's sides, as the linear fill does, and its output, smoothed and times a learnt
-    gain, is added where nothing was visible. Visible texels come back unchanged. confidence is 0. The reduced map's
-    axis of symmetry lies half a reduced texel beside its middle, which does not matter, so that its mirror image is the
-    plain one.
+    The U-Net (in: visible pixels, the completed picture, visible share) works on halves of the picture's sides. The
+    difference of its output to the completed picture, smoothed inside the hole on the face and times a learnt gain, is
+    added there.
     """
 
     def __init__(self):
         super().__init__()
-        self.network = Inpainter()
+        self.network = Inpainter(channels=6)
         self.gain = nn.Parameter(torch.full((1,), FIRST_GAIN))
 
-    def forward(self, filled: torch.Tensor, visible: torch.Tensor) -> Inpainting:
-        """Raises ValueError unless the sides are multiples of 64."""
-        known = visible.to(filled.dtype)
-        share = F.avg_pool2d(known, REDUCTION)
-        reduced = self.network(F.avg_pool2d(filled, REDUCTION), share).albedo.float()
-        refined = (filled + enlarge(self.gain * blur(reduced, 1 - share, SMOOTHNESS)).to(filled.dtype)).clamp(-1, 1)
-        return Inpainting(torch.where(visible > 0, filled, refined), torch.zeros_like(known))
+    def forward(self, image: torch.Tensor, completed: torch.Tensor, hole: torch.Tensor,
+                face: torch.Tensor) -> torch.Tensor:
+        """The refined picture (B, 3, H, W) in [-1, 1]: `completed` but for the hole on the face.
 
+        image (B, 3, H, W) in [-1, 1], its hidden pixels are not read; completed (B, 3, H, W), neither read where the
+        hole lies beside the face; hole, face (B, 1, H, W) bool, face: where the face is drawn. H and W are even.
+        """
+        inside = hole & face
+        values, share = reduce(torch.where(hole, 0, image), (~hole).to(image.dtype))
+        drawn = F.avg_pool2d(torch.where(hole & ~face, 0, completed), REDUCTION)
+        rows, columns = (-side % STRIDE for side in drawn.shape[-2:])
+        padded = [F.pad(part, (0, columns, 0, rows)) for part in (torch.cat([values, drawn], 1), share)]
+        colours = self.network(*padded).albedo[..., :drawn.shape[-2], :drawn.shape[-1]].float()
+        weight = F.avg_pool2d(inside.float(), REDUCTION)
+        correction = enlarge(self.gain * blur(colours - drawn.float(), weight, SMOOTHNESS))
+        return torch.where(inside, (completed + correction.to(completed.dtype)).clamp(-1, 1), completed)
 
-class RefinedInpainter(nn.Module):
-    """(albedo (B, 3, 192, 256), 0 where hidden, visible (B, 1, 192, 256)) -> `Inpainting`, as `Inpainter`.
+    @torch.no_grad()
+    def start_from(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes the weights of the 2D baseline's network (`models.image_completion`), which lacks the drawn face.
 
-    prior: such an inpainter, `models.linear.LinearInpainter`; visible texels come back as it says.
-    """
-
-    def __init__(self, prior: nn.Module, refiner: Refiner):
-        super().__init__()
-        self.prior, self.refiner = prior, refiner
-
-    def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
-        with torch.no_grad():
-            prior = self.prior(albedo, visible).albedo
-        refined = self.refiner(torch.where(visible > 0, albedo, prior), visible)
-        return refined._replace(albedo=torch.where(visible > 0, prior, refined.albedo))
+        Its weights for the drawn face's channels begin at 0.
+        """
+        for name, wanted in self.network.state_dict().items():
+            given = state[f"network.{name}"]
+            if given.shape != wanted.shape:  # in the first layers: kernels (out, 4, k, k), singular vectors (4 k k)
+                channels = given.reshape(len(given) if given.dim() > 1 else 1, 4, -1)
+                picture, visible = channels[:, :3], channels[:, 3:]
+                given = torch.cat([picture, torch.zeros_like(picture), visible], 1).reshape(wanted.shape)
+            wanted.copy_(given)

@@ -17,10 +17,11 @@ from engine import build, compilation
 from models.completion import FaceCompletion
 from models.encoder import Encoder
 from models.layers import fold_for_inference
+from models.inpainter import Inpainter
 from models.linear import LinearInpainter
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
-from models.refiner import RefinedInpainter, Refiner
+from models.refiner import Refiner
 from utils import config
 from utils.errors import UserError
 
@@ -49,16 +50,17 @@ def settings(*arguments):
     return config.parse(["--compile", "--ngpu", "0", *arguments], "")
 
 
-def completion(inpainter) -> FaceCompletion:
+def completion(inpainter, refiner=None) -> FaceCompletion:
     torch.manual_seed(0)
-    return FaceCompletion(SmallEncoder(), inpainter, MorphableModel(small_definition()), SmallOcclusion()).eval()
+    return FaceCompletion(SmallEncoder(), inpainter, MorphableModel(small_definition()), SmallOcclusion(),
+                          refiner=refiner).eval()
 
 
 def test_every_network_of_a_completion_is_compiled(asked):
-    for inpainter, expected in ((SmallInpainter(), SmallInpainter), (LinearInpainter(2), None),
-                                (RefinedInpainter(LinearInpainter(2), Refiner()), Refiner)):
+    for inpainter, refiner, expected in ((SmallInpainter(), None, SmallInpainter), (LinearInpainter(2), None, None),
+                                         (LinearInpainter(2), Refiner(), Refiner)):
         asked.clear()
-        build._compiled(settings(), completion(inpainter))
+        build._compiled(settings(), completion(inpainter, refiner))
         found = [type(network) for network in asked]
         assert found == [SmallEncoder, SmallOcclusion] + ([expected] if expected else [])
     asked.clear()
@@ -119,7 +121,7 @@ def test_compiled_completion_gives_the_same_in_any_batch():
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("create, shapes", [
-    (Encoder, [(3, 64, 64)]), (OcclusionNet, [(3, 64, 64)]), (Refiner, [(3, 64, 128), (1, 64, 128)])])
+    (Encoder, [(3, 64, 64)]), (OcclusionNet, [(3, 64, 64)]), (Inpainter, [(3, 64, 128), (1, 64, 128)])])
 @pytest.mark.parametrize("training", [False, True])
 def test_real_networks_compile_as_a_whole(create, shapes, training):
     """In training with gradients, which spectral norms change in place on the way."""

@@ -17,7 +17,7 @@ from models.inpainter import Inpainter, Inpainting
 from models.layers import fold_for_inference
 from models.linear import LinearInpainter
 from models.morphable import MorphableModel, mirror_uv
-from models.refiner import RefinedInpainter, Refiner
+from models.refiner import Refiner
 from utils import config
 from utils.errors import UserError
 from utils.logging import run_script
@@ -77,8 +77,8 @@ def test_another_networks_numbers_fail_the_check():
 def test_parts_are_what_the_model_type_completes_with():
     completion = small_completion()
     assert [part.name for part in parts_of(completion, "linear", 256)] == ["occlusion", "encoder"]
-    completion.inpainter = RefinedInpainter(LinearInpainter(2), Refiner())
-    assert parts_of(completion, "refined", 256)[2].network is completion.inpainter.refiner
+    completion.inpainter, completion.refiner = LinearInpainter(2), Refiner()
+    assert parts_of(completion, "refined", 256)[2].network is completion.refiner
     flat = ImageCompletion(ImageInpainter(), SmallOcclusion())
     assert [part.name for part in parts_of(flat, "2d", 256)] == ["occlusion", "inpainter2d"]
     for part in [*parts_of(completion, "refined", 224), *parts_of(flat, "2d", 256)]:

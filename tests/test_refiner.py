@@ -18,9 +18,9 @@ from engine.refiner_stage import FoldedPrior, RefinerStage
 from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainting
-from models.linear import LinearInpainter
+from models.linear import LinearInpainter, enlarge, reduce
 from models.morphable import MorphableModel
-from models.refiner import RefinedInpainter, Refiner
+from models.refiner import Refiner
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -45,19 +45,61 @@ def example(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.rand(count, 3, 192, 256, generator=generator) - 0.5) * visible, visible
 
 
+def picture(size: int = 256, count: int = 2):
+    """Images, completions of them, a hole in each and the region where a face is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    image, completed = (torch.rand(count, 3, size, size, generator=generator) - 0.5 for _ in range(2))
+    hole, face = torch.zeros(2, count, 1, size, size, dtype=torch.bool)
+    hole[..., 60:180, 80:200] = face[..., 40:160, 50:180] = True
+    return image, torch.where(hole, completed, image), hole, face
+
+
 @torch.no_grad()
-def test_visible_texels_are_the_fills_and_hidden_ones_stay_near_it():
+@pytest.mark.parametrize("size", [256, 224])
+def test_only_the_hole_on_the_face_changes_and_nothing_hidden_is_read(size):
     torch.manual_seed(0)
-    albedo, visible = example()
-    refined = RefinedInpainter(Constant(0.25), Refiner().eval())
-    output = refined(albedo, visible)
-    hidden = (visible == 0).expand_as(albedo)
-    assert torch.equal(output.albedo[~hidden], albedo[~hidden] + 0.01)
-    change = (output.albedo[hidden] - 0.25).abs()
-    assert 0 < change.mean() and change.max() < 0.3
-    assert output.confidence.shape == visible.shape
-    alone = refined(albedo[1:], visible[1:]).albedo
-    torch.testing.assert_close(output.albedo[1:], alone, rtol=0, atol=1e-5)
+    image, completed, hole, face = picture(size)
+    refiner = Refiner().eval()
+    refined = refiner(image, completed, hole, face)
+    inside = (hole & face).expand_as(image)
+    assert torch.equal(refined[~inside], completed[~inside])
+    assert (refined - completed)[inside].abs().mean() > 1e-4
+    noise = torch.rand_like(image)
+    again = refiner(torch.where(hole, noise, image), torch.where(hole & ~face, noise, completed), hole, face)
+    assert torch.equal(again[inside], refined[inside])
+    alone = refiner(image[1:], completed[1:], hole[1:], face[1:])
+    torch.testing.assert_close(refined[1:], alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_starting_from_the_2d_baseline_gives_its_colours():
+    """Whatever the drawn face is, since its channels begin at 0."""
+    torch.manual_seed(0)
+    baseline, refiner = ImageInpainter().eval(), Refiner().eval()
+    refiner.start_from(baseline.state_dict())
+    image, completed, hole, _ = picture()
+    values, share = reduce(torch.where(hole, 0, image), (~hole).float())
+    found = refiner.network(torch.cat([values, completed[..., ::2, ::2]], 1), share).albedo
+    torch.testing.assert_close(enlarge(found), baseline(torch.where(hole, 0, image), ~hole), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_completion_refines_its_last_iteration():
+    torch.manual_seed(0)
+    completion = small_completion(Constant(0.2))
+    completion.iterations = 2
+    image, _, hole, _ = picture()
+    plain, calls = completion(image, hole).output, []
+
+    class Recorded(Refiner):
+        def forward(self, *inputs):
+            calls.append(inputs)
+            return super().forward(*inputs)
+
+    completion.refiner = Recorded().eval()
+    output = completion(image, hole).output
+    assert len(calls) == len(image)  # one by one, each once
+    assert torch.equal(output[~hole.expand_as(image)], image[~hole.expand_as(image)]) and not torch.equal(output, plain)
 
 
 def test_each_portrait_is_filled_by_its_own_model():
@@ -120,7 +162,7 @@ def test_training_lowers_the_loss(kind):
     torch.manual_seed(0)
     if kind == "refiner":
         folds = {"face_0": 0}
-        stage = RefinerStage(small_completion(Refiner()), nn.Identity(), Constant(0.0), [Constant(0.5)], folds)
+        stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), [Constant(0.5)], folds)
         batch = {"name": ["face_0", "face_1"]}
         assert stage._inpainter(stage.networks, batch).prior.choice == [0, 1]
     else:
@@ -129,14 +171,17 @@ def test_training_lowers_the_loss(kind):
     assert after < 0.95 * before
 
 
-def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path):
+@pytest.mark.parametrize("stage", ["refiner", "inpainter"])
+def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage):
     for index in range(10):
         write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), 20 * index, np.uint8))
     occlusion = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softmax(1)).eval()
-    settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.5", "--stage", "refiner",
+    settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.5", "--stage", stage,
                              "--log-type", "traditional"], "")
     monkeypatch.setattr("models.weights.load_occlusion", lambda path: (occlusion, {}))
-    train, held_out = build._with_real_faces(settings, SmallFaces(6), SmallFaces(3))
+    monkeypatch.setattr(build, "_synthetic_training", lambda settings: (SmallFaces(6), SmallFaces(3)))
+    train, held_out = build.build_training_data(settings)
+    assert ("hidden_albedo is left out" in capsys.readouterr().out) == (stage == "inpainter")
     trained = {train[index]["name"] for index in range(len(train))}
     kept = {held_out[index]["name"] for index in range(len(held_out))}
     assert {"0", "5"} <= kept and not kept & {name for name in trained if name.isdigit()}
@@ -177,19 +222,17 @@ def test_weight_files(tmp_path):
     assert isinstance(build.build_completion(config.parse(arguments, ""), torch.device("cpu")), ImageCompletion)
     checkpoints.save_weights(tmp_path / "linear.pth", "linear", LinearInpainter(2).state_dict(), {}, half=False)
     arguments = ["--model-type", "refined", "--linear-ckpt", str(tmp_path / "linear.pth"), "--refiner-ckpt"]
-    found = build._load_inpainter(config.parse([*arguments, str(tmp_path / "refiner.pth")], ""))
-    assert isinstance(found, RefinedInpainter) and not found.refiner.training
+    found = build.build_completion(config.parse([*arguments, str(tmp_path / "refiner.pth")], ""), torch.device("cpu"))
+    assert isinstance(found.inpainter, LinearInpainter) and isinstance(found.refiner, Refiner)
+    assert not found.refiner.training
     with pytest.raises(UserError, match="--recon-ckpt"):
         build._load_inpainter(config.parse([*arguments, "x.pth", "--recon-ckpt", "y.pth"], ""))
 
 
+@torch.no_grad()
 def test_the_correction_has_no_detail():
     torch.manual_seed(0)
-    refiner = Refiner().eval()
-    filled = torch.rand(1, 3, 192, 256) - 0.5
-    visible = torch.zeros(1, 1, 192, 256)
-    visible[..., :96, :] = 1
-    with torch.no_grad():
-        change = (refiner(filled, visible).albedo - filled)[..., 100:, :]
+    image, completed, hole, face = picture()
+    change = (Refiner().eval()(image, completed, hole, face) - completed)[..., 60:160, 80:180]
     assert change.abs().max() > 1e-4
     assert change.diff(dim=-1).abs().max() < 0.2 * change.abs().max()
