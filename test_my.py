@@ -134,7 +134,7 @@ def choose_options(settings: config.Settings, source: str):
     if settings.face is not None and settings.all_faces:
         raise UserError("--face and --all-faces contradict each other: leave one of them out")
     return PhotoOptions(source, parse_regions(settings.region), settings.face, settings.all_faces, settings.min_face,
-                        settings.background, settings.resolution[0], settings.manual_seed)
+                        settings.background, settings.resolution[0], settings.manual_seed, settings.hair)
 
 
 def complete_example(completer, folder: Path, job, overwrite: bool) -> None:

@@ -40,7 +40,9 @@ _IMAGES_PER_FOLDER = 2000
 
 
 class CelebAMaskHQ(FolderFaces):
-    """Items {"image": uint8 (3, 256, 256), "labels": uint8 (256, 256), "name"}; splits as in FolderFaces.
+    """Items {"image": uint8 (3, 256, 256), "labels", "hair": uint8 (256, 256), "name"}; splits as in FolderFaces.
+
+    hair: 1 where the occlusion is annotated as hair and as no other occluder, else 0.
 
     root: the folder that holds CelebA-HQ-img and CelebAMask-HQ-mask-anno. Pictures without a skin annotation are
     unreadable in FolderFaces' sense. Raises UserError if one of the two folders is missing.
@@ -61,10 +63,11 @@ class CelebAMaskHQ(FolderFaces):
         return paths
 
     def _load(self, name: str) -> dict[str, Any]:
-        return {**super()._load(name), "labels": torch.from_numpy(self.labels(name))}
+        labels, hair = (torch.from_numpy(values) for values in self.labels(name))
+        return {**super()._load(name), "labels": labels, "hair": hair}
 
-    def labels(self, name: str) -> np.ndarray:
-        """Labels of the face called ``name`` ("00000"): uint8 (256, 256) of FACE, OCCLUSION, BACKGROUND.
+    def labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of the face called ``name`` ("00000") FACE, OCCLUSION and BACKGROUND, and hair: both uint8 (256, 256).
 
         Raises UserError if the skin annotation is missing or an annotation cannot be read.
         """
@@ -77,7 +80,11 @@ class CelebAMaskHQ(FolderFaces):
             if path is not None:
                 parts[part] = read_mask(path, size=parts["skin"].shape)
         labels = labels_from_parts(parts)
-        return cv2.resize(labels, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_NEAREST)
+        others = _union(parts, (*GLASSES, *(part for part in OCCLUDER_PARTS if part != "hair")), labels.shape)
+        hair = (labels == OCCLUSION) & _union(parts, ("hair",), labels.shape) & ~others
+        labels, hair = (cv2.resize(values, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_NEAREST)
+                        for values in (labels, hair.astype(np.uint8)))
+        return labels, hair
 
     def _part_file(self, name: str, part: str) -> Path | None:
         """The annotation of a part, in its numbered subfolder or in the annotation folder itself."""

@@ -25,7 +25,7 @@ HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as m
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("gan_start",), "inpainter2d": ("gan_start",),
-              "encoder": ("albedo_every",), "occlusion": ()}  # keys of --loss-options
+              "encoder": ("albedo_every",), "occlusion": ("only_hair",)}  # keys of --loss-options
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -359,8 +359,16 @@ def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.occlusion import OcclusionNet
     from models.weights import load_occlusion
     network = load_occlusion(settings.occ_ckpt)[0] if settings.finetune else OcclusionNet()
+    tells_hair = "hair" in train_set[0]
+    if tells_hair and not network.knows_hair:
+        network.learn_hair()
+    weights = dict(settings.loss_options)
+    only_hair = bool(weights.pop("only_hair", 0))
+    if only_hair and not tells_hair:
+        raise UserError("--loss-options only_hair: these faces do not tell hair; write them anew with "
+                        "python -m datasets.synthetic")
     network.reduction = _train_size(settings) / WINDOW_SIZE
-    return OcclusionStage(network, settings.loss_options)
+    return OcclusionStage(network, weights, only_hair)
 
 
 def _train_size(settings: Any) -> int:

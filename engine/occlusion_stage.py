@@ -15,8 +15,9 @@ from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.compilation import compile_method
 from engine.distributed import mean_over_processes
+from engine.losses import weighted_mean
 from engine.stage import Autocast, Stage
-from models.occlusion import N_LABELS
+from models.occlusion import N_LABELS, OCCLUSION
 
 CLASS_WEIGHTS = (0.8, 1.4, 0.8)  # face, occlusion, background: occluders are the rarest
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
@@ -27,15 +28,22 @@ COLOURS = ((0.1, 0.9, 0.1), (0.9, 0.1, 0.1), (0.1, 0.1, 0.9))  # of the labels i
 
 
 class OcclusionStage(Stage):
-    """The occlusion net on items {"image", "labels"}; trained on 224 px windows, validated on whole crops."""
+    """The occlusion net on items {"image", "labels"}; trained on 224 px windows, validated on whole crops.
+
+    A net with heads for hair learns them from items that have "hair" (1 where occlusion is hair, else 0), too; with
+    only_hair nothing else changes, not even the statistics of its norms.
+    """
 
     name, metric, higher_is_better = "occlusion", "mean_iou", True
     validation_items = 128
     gradient_clip = 20.0
 
-    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None):
+    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None, only_hair: bool = False):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self._compiled_logits = None
+        self._compiled_logits, self.only_hair = None, only_hair
+        if only_hair:
+            occlusion.requires_grad_(False)
+            occlusion.hair_heads.requires_grad_(True)
 
     def compile(self) -> None:
         # Training calls this method, which compiling the network as a whole would not reach.
@@ -44,11 +52,21 @@ class OcclusionStage(Stage):
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
         image = colour_jitter(change.warp(to_float(batch["image"])), rngs)
-        labels = change.warp(batch["labels"][:, None].float(), mode="nearest")[:, 0].round().long()
-        with autocast():
-            logits = (self._compiled_logits or self.networks["occlusion"].logits)(image)
-        logits = logits.float()
-        return {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}, None
+        truth = [batch["labels"], *([batch["hair"]] if "hair" in batch else [])]
+        labels, *hair = change.warp(torch.stack(truth, 1).float(), mode="nearest").round().long().unbind(1)
+        network, losses = self.networks["occlusion"], {}
+        if self.only_hair:
+            network.eval()
+        else:
+            with autocast():
+                logits = (self._compiled_logits or network.logits)(image)
+            logits = logits.float()
+            losses = {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}
+        if hair and network.knows_hair:
+            with autocast():
+                score = network.hair_score(image)
+            losses["hair"] = hair_loss(score, hair[0], labels)
+        return losses, None
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Pixels of every (true, predicted) pair of classes, flattened 3x3."""
@@ -89,6 +107,12 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, 3, H, W) with labels (B, H, W), weighted by class and along boundaries."""
     weight = torch.tensor(CLASS_WEIGHTS, device=logits.device)[labels] * (1 + BOUNDARY_WEIGHT * boundary(labels))
     return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / mean_over_processes(weight.sum())
+
+
+def hair_loss(score: Tensor, hair: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of log odds (B, 1, H, W) with hair (B, H, W), 0 or 1, where labels (B, H, W) are occlusion."""
+    loss = F.binary_cross_entropy_with_logits(score[:, 0], hair.to(score.dtype), reduction="none")
+    return weighted_mean(loss[:, None], (labels == OCCLUSION)[:, None])
 
 
 def boundary(labels: Tensor) -> Tensor:

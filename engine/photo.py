@@ -47,8 +47,9 @@ class PhotoOptions:
     the prediction where there is neither mask nor region; "random", a rectangle on the face fixed by (seed, name).
     regions: parts of the face that are hidden (`engine.holes.REGIONS`). face: only this one, counted from the largest,
     which is 1; all_faces: of every size; else those at least min_face pixels across, and the largest.
-    background: "fill" or "keep" what is hidden beside the mesh. resolution: 256, the whole aligned crop is completed,
-    or 224, its centre window. seed: of the random hole and of the grain.
+    background: "fill" or "keep" what is hidden beside the mesh. hair: "keep" or "fill" where the net finds the face's
+    own hair in front of it. resolution: 256, the whole aligned crop is completed, or 224, its centre window. seed: of
+    the random hole and of the grain.
     """
 
     source: str = "auto"
@@ -59,11 +60,12 @@ class PhotoOptions:
     background: str = "fill"
     resolution: int = CROP_SIZE
     seed: int = 0
+    hair: str = "keep"
     seam: Seam = field(default_factory=Seam)
 
     def __post_init__(self):
-        if self.source not in ("auto", "occlusion", "given", "random") or self.background not in ("fill", "keep") \
-                or self.resolution not in (CROP_SIZE, WINDOW_SIZE) or set(self.regions) - set(holes.REGIONS):
+        if self.source not in ("auto", "occlusion", "given", "random") \
+                or {self.background, self.hair} - {"fill", "keep"} or self.resolution not in (CROP_SIZE, WINDOW_SIZE) or set(self.regions) - set(holes.REGIONS):
             raise ValueError(f"unknown value in {self}")
 
 
@@ -252,7 +254,7 @@ class PhotoCompleter:
             return hole
         image = self._image(crop)
         if predict:
-            hole |= holes.clean(self.completion.predict_hole(image)[0, 0].cpu().numpy())
+            hole |= holes.clean(self.completion.predict_hole(image, hair=options.hair == "fill")[0, 0].cpu().numpy())
         if options.source == "random":
             face = (self.completion.occlusion(image)[0, FACE] >= MIN_FACE).cpu().numpy()
             hole |= fixed_hole(options.seed, name, ndimage.binary_fill_holes(face))  # an open mouth is hidden as well

@@ -23,7 +23,7 @@ from engine.distributed import ALONE, World
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
-from models.occlusion import FACE, N_LABELS, OCCLUSION
+from models.occlusion import BACKGROUND, FACE, N_LABELS, OCCLUSION
 from utils.errors import UserError
 from utils.images import read_mask
 from utils.logging import note, progress
@@ -87,11 +87,13 @@ class SegmentationEvaluator:
     """Labels the faces of a dataset and measures the labels.
 
     dataset: items {"image": uint8 (3, 256, 256), "name", optionally "labels": uint8 (256, 256)};
-    network: images (B, 3, 256, 256) in [-1, 1] -> scores or probabilities (B, 3, 256, 256).
+    network: images (B, 3, 256, 256) in [-1, 1] -> scores or probabilities (B, 3, 256, 256); if it knows hair
+    (`models.occlusion.OcclusionNet`), what of the occlusion is none is measured, too.
     """
 
     def __init__(self, dataset: Dataset, network: nn.Module, options: SegmentationOptions):
         self.dataset, self.network, self.options = dataset, network, options
+        self.knows_hair = getattr(network, "knows_hair", False)
         self.found: dict[int, SegmentationResults] = {}  # of this process' faces, by their places in the dataset
         count = len(dataset)
         self.example_indices = set(np.linspace(0, count - 1, min(SHEET_FACES, count)).round().astype(int).tolist())
@@ -103,11 +105,14 @@ class SegmentationEvaluator:
         loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE, num_workers=self.options.workers,
                             worker_init_fn=start_worker)
         for batch in progress(loader, "labelling", len(loader), self.options.log_type if world.is_main else "none"):
-            predicted = self.network(from_uint8(batch["image"].to(world.device))).argmax(1).cpu()
+            image = from_uint8(batch["image"].to(world.device))
+            predicted = self.network(image).argmax(1).cpu()
+            hair = self.network.hair(image)[:, 0].cpu() if self.knows_hair and "labels" not in batch else None
             places = world.places(len(self.found), len(predicted))
             for index, (place, name) in enumerate(zip(places, batch["name"])):
                 labels = batch["labels"][index] if "labels" in batch else None
                 self.found[place] = self._face(name, batch["image"][index], predicted[index], labels,
+                                               None if hair is None else hair[index],
                                                example=place in self.example_indices)
         results = SegmentationResults()
         for found in distributed.gather(self.found, world).values():
@@ -115,11 +120,11 @@ class SegmentationEvaluator:
         results.seconds = time.monotonic() - start
         return results
 
-    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None, *,
+    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None, hair: Tensor | None, *,
               example: bool) -> SegmentationResults:
         try:
             table = confusion(labels, predicted) if labels is not None else None
-            measures = self._share(name, predicted) if table is None else overlaps(table)
+            measures = self._share(name, predicted, hair) if table is None else overlaps(table)
         except UserError as error:
             return SegmentationResults(skipped={name: str(error)})
         results = SegmentationResults([{"name": name, **measures}])
@@ -131,12 +136,16 @@ class SegmentationEvaluator:
             results.examples.append((caption, draw_labels(image, predicted)))
         return results
 
-    def _share(self, name: str, predicted: Tensor) -> dict[str, float | None]:
+    def _share(self, name: str, predicted: Tensor, hair: Tensor | None) -> dict[str, float | None]:
         """The numbers of a face without labels in occlusion.csv."""
         region = None
         if self.options.regions:
             region = read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
-        return {"share": occluded_share(predicted.numpy(), region)}
+        shares = {"share": occluded_share(predicted.numpy(), region)}
+        if hair is not None:
+            others = torch.where(hair & (predicted == OCCLUSION), BACKGROUND, predicted)
+            shares["share_without_hair"] = occluded_share(others.numpy(), region)
+        return shares
 
 
 def draw_labels(image: Tensor, predicted: Tensor) -> np.ndarray:
@@ -157,6 +166,10 @@ def summarise(results: SegmentationResults) -> dict[str, Any]:
         shares = [row["share"] for row in results.rows if row["share"] is not None]
         measures = {"share": report.mean(shares), "share_median": float(np.median(shares)) if shares else None,
                     "without_face": len(results.rows) - len(shares)}
+        if "share_without_hair" in results.columns:
+            shares = [row["share_without_hair"] for row in results.rows if row["share_without_hair"] is not None]
+            measures.update(share_without_hair=report.mean(shares),
+                            share_without_hair_median=float(np.median(shares)) if shares else None)
     else:
         ious = overlaps(results.table)
         measures = {"mean_iou": report.mean(list(ious.values())), **ious,
@@ -169,8 +182,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     def text(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
     if "share" in summary:
-        percent = [None if value is None else 100 * value for value in (summary["share"], summary["share_median"])]
-        return (f"called occlusion: {text(percent[0], 2)} % of the face on average, median {text(percent[1], 2)} %; "
+        def percent(name: str) -> str:
+            mean, median = (None if summary[key] is None else 100 * summary[key] for key in (name, f"{name}_median"))
+            return f"{text(mean, 2)} % of the face on average, median {text(median, 2)} %; "
+        apart = f"without its hair {percent('share_without_hair')}" if "share_without_hair" in summary else ""
+        return (f"called occlusion: {percent('share')}{apart}"
                 f"no face on {summary['without_face']} of {summary['images']} images")
     names = {"iou_face": "face", "iou_occlusion": "occlusion", "iou_background": "background", "mean_iou": "mean"}
     return "\n".join(["IoU" + "".join(f"{name:>12}" for name in names.values()),

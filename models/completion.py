@@ -183,15 +183,16 @@ class FaceCompletion(nn.Module):
         return torch.where(coverage, 2 * texture - 1, 0), coverage
 
     @torch.no_grad()
-    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+    def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         """The occluders in front of the faces in image (B, 3, H, W): (B, 1, H, W) bool.
 
         Regions of the occlusion class (probability >= 0.5) that come within FACE_REACH pixels of the face class, grown
-        by OCCLUSION_MARGIN; where no face is seen at all, all such regions. Raises ValueError without an occlusion net.
+        by OCCLUSION_MARGIN; where no face is seen at all, all such regions. hair: whether the face's own hair counts as
+        occluder, where the net can tell. Raises ValueError without an occlusion net.
         """
         if self.occlusion is None:
             raise ValueError("predicting the hole needs an occlusion net")
-        return occluders(self._label(image))
+        return occluders(self._label(image), None if hair else self.occlusion.hair(image))
 
     def _label(self, image: torch.Tensor) -> torch.Tensor:
         if not self.one_by_one:
@@ -271,10 +272,15 @@ def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor
     return filled
 
 
-def occluders(probabilities: torch.Tensor) -> torch.Tensor:
-    """The hole, (B, 1, H, W) bool, for label probabilities (B, 3, H, W); see `FaceCompletion.predict_hole`."""
-    holes = [_occluders(item[OCCLUSION] >= MIN_OCCLUSION, item.argmax(0) == FACE) for item in
-             probabilities.cpu().numpy()]
+def occluders(probabilities: torch.Tensor, left: torch.Tensor | None = None) -> torch.Tensor:
+    """The hole, (B, 1, H, W) bool, for label probabilities (B, 3, H, W); see `FaceCompletion.predict_hole`.
+
+    left (B, 1, H, W) bool: what is no part of it.
+    """
+    found = probabilities[:, OCCLUSION:OCCLUSION + 1] >= MIN_OCCLUSION
+    found = found if left is None else found & ~left
+    holes = [_occluders(item[0], labels.argmax(0) == FACE)
+             for item, labels in zip(found.cpu().numpy(), probabilities.cpu().numpy())]
     return torch.from_numpy(np.stack(holes)[:, None]).to(probabilities.device)
 
 

@@ -71,6 +71,6 @@ class ImageCompletion(nn.Module):
         return ImageResult(torch.where(hole, filled, image), hole)
 
     @torch.no_grad()
-    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+    def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         """As `models.completion.FaceCompletion.predict_hole`."""
-        return occluders(self.occlusion(image).float())
+        return occluders(self.occlusion(image).float(), None if hair else self.occlusion.hair(image))

@@ -38,9 +38,11 @@ class OcclusionNet(nn.Module):
     reduction: in (0, 1]; below 1 the image is reduced by about it first, by averaging, to multiples of 32 pixels, and
     the scores are enlarged again. A departure from the published net (1) that costs a fraction of the time, for weights
     trained in this way.
+    knows_hair: another departure: small heads on the decoder's maps tell the face's own hair from what else hides it,
+    for those who ask (`hair`). The labels do not depend on them.
     """
 
-    def __init__(self, reduction: float = 1.0):
+    def __init__(self, reduction: float = 1.0, knows_hair: bool = False):
         super().__init__()
         self.reduction = reduction
         widths = (32, 64, 128, 256, 256, 256)
@@ -48,6 +50,34 @@ class OcclusionNet(nn.Module):
         self.down = nn.ModuleList(_double(*pair) for pair in zip(widths[:-1], widths[1:]))
         self.up = nn.ModuleList([_Up(512, 256), _Up(512, 128), _Up(256, 64), _Up(128, 32), _Up(64, 32)])
         self.output = nn.Conv2d(32, N_LABELS, 1)
+        self.hair_heads: nn.ModuleList | None = None
+        if knows_hair:
+            self.learn_hair()
+
+    @property
+    def knows_hair(self) -> bool:
+        """Whether there are heads for hair."""
+        return self.hair_heads is not None
+
+    def learn_hair(self) -> None:
+        """Adds heads for hair, which know nothing yet."""
+        self.hair_heads = nn.ModuleList(nn.Conv2d(stage.join.conv2.out_channels, 1, 1) for stage in self.up)
+        self.hair_heads.to(self.output.weight.device)
+
+    @torch.no_grad()
+    def hair(self, image: torch.Tensor) -> torch.Tensor:
+        """Where occlusion is rather hair, (B, 1, H, W) bool; nowhere if the net does not know it."""
+        if not self.knows_hair:
+            return torch.zeros_like(image[:, :1], dtype=torch.bool)
+        return self.hair_score(image) > 0
+
+    def hair_score(self, image: torch.Tensor) -> torch.Tensor:
+        """Log odds (B, 1, H, W) that occlusion is hair; gradients reach the heads alone."""
+        with torch.no_grad():
+            maps = self._decoded(self._reduced(image))
+        size = image.shape[-2:]
+        scores = (head(decoded.detach()).float() for head, decoded in zip(self.hair_heads, maps))
+        return sum(F.interpolate(score, size, mode="bilinear", align_corners=False) for score in scores)
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""
@@ -55,24 +85,28 @@ class OcclusionNet(nn.Module):
             raise ValueError(f"the occlusion net takes images (B, 3, H, W) of at least {MIN_SIZE} pixels a side; "
                              f"got {tuple(image.shape)}")
         size = image.shape[-2:]
-        if self.reduction < 1:
-            # Multiples of the deepest map's stride, as in training: else maps are padded on one side on the way up.
-            reduced = [MIN_SIZE * max(1, round(side * self.reduction / MIN_SIZE)) for side in size]
-            image = F.interpolate(image, reduced, mode="area")
-        scores = self._scores(image)
+        scores = self.output(self._decoded(self._reduced(image))[-1])
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         if scores.shape[-2:] != size:
             scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
         return scores
 
-    def _scores(self, image: torch.Tensor) -> torch.Tensor:
+    def _reduced(self, image: torch.Tensor) -> torch.Tensor:
+        if self.reduction >= 1:
+            return image
+        # Multiples of the deepest map's stride, as in training: else maps are padded on one side on the way up.
+        reduced = [MIN_SIZE * max(1, round(side * self.reduction / MIN_SIZE)) for side in image.shape[-2:]]
+        return F.interpolate(image, reduced, mode="area")
+
+    def _decoded(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """What the decoder's stages give, the coarsest map first."""
         maps = [self.inlet(image)]
         for stage in self.down:
             maps.append(stage(F.max_pool2d(maps[-1], 2)))
-        x = maps.pop()
+        decoded = [maps.pop()]
         for stage in self.up:
-            x = stage(x, maps.pop())
-        return self.output(x)
+            decoded.append(stage(decoded[-1], maps.pop()))
+        return decoded[1:]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.logits(image).softmax(dim=1)

@@ -39,7 +39,8 @@ def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
 
 def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
     """(occlusion net in evaluation mode, metadata), as :func:`load_encoder`."""
-    occlusion, metadata = _load(path, "occlusion", lambda state: OcclusionNet())
+    occlusion, metadata = _load(path, "occlusion",
+                                lambda state: OcclusionNet(knows_hair="hair_heads.0.weight" in state))
     occlusion.reduction = (_train_size(metadata) or WINDOW_SIZE) / WINDOW_SIZE
     return occlusion, metadata
 

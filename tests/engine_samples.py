@@ -124,6 +124,8 @@ class SmallInpainter(nn.Module):
 class SmallOcclusion(nn.Module):
     """An occlusion net of one convolution with batch normalisation."""
 
+    knows_hair = False
+
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)

@@ -153,7 +153,8 @@ def test_celebamask_labels(tmp_path, capsys):
     found = {what: labels[place] for what, place in where.items()}
     assert found == {"cheek": FACE, "lip": FACE, "mouth": BACKGROUND, "glasses": OCCLUSION, "hat": BACKGROUND,
                      "fringe": OCCLUSION, "hair above": BACKGROUND, "neck": BACKGROUND, "hand on cheek": OCCLUSION}
-    assert set(np.unique(faces[1]["labels"].numpy())) == {FACE, BACKGROUND}
+    assert {what for what, place in where.items() if item["hair"][place]} == {"fringe"}
+    assert set(np.unique(faces[1]["labels"].numpy())) == {FACE, BACKGROUND} and not faces[1]["hair"].any()
 
 
 def test_celebamask_small_gaps_between_parts_are_face():

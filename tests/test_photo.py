@@ -436,7 +436,7 @@ def test_one_bad_photo_never_stops_the_rest(few_pictures, tmp_path, workers):
     photos["b"].write_bytes(b"nothing")
 
     class Failing(QuickCompletion):
-        def predict_hole(self, image):
+        def predict_hole(self, image, hair=True):
             if not self.calls:
                 self.calls += 1
                 raise ZeroDivisionError("a defect")

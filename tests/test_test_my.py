@@ -51,7 +51,7 @@ class QuickCompletion:
         self.real = FaceCompletion(StandInEncoder(), StandInInpainter(), self.morphable, self.occlusion, iterations=1)
         self.factor, self.calls = self.real.factor, 0
 
-    def predict_hole(self, image: torch.Tensor) -> torch.Tensor:
+    def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         return self.occlusion(image)[:, OCCLUSION:OCCLUSION + 1] > 0.5
 
     def __call__(self, image: torch.Tensor, hole: torch.Tensor) -> SimpleNamespace:
@@ -364,7 +364,7 @@ def test_a_region_of_a_face_given_by_hand(run, tmp_path, portrait):
 
 def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_path, portrait):
     write_image(tmp_path / "free.png", portrait[0])
-    monkeypatch.setattr(QuickCompletion, "predict_hole", lambda self, image: 1 / 0)
+    monkeypatch.setattr(QuickCompletion, "predict_hole", lambda self, image, hair: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--image", "free.png")
 

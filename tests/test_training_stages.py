@@ -132,7 +132,7 @@ def test_finetuning_starts_from_the_weights(tmp_path, finetune):
     network = OcclusionNet()
     checkpoints.save_weights(tmp_path / "o.pth", "occlusion", network.state_dict(), {}, half=False)
     arguments = ["--stage", "occlusion", "--occ-ckpt", str(tmp_path / "o.pth"), *["--finetune"] * finetune]
-    started = build.build_stage(config.parse(arguments, ""), None).networks["occlusion"]
+    started = build.build_stage(config.parse(arguments, ""), [{}]).networks["occlusion"]
     pairs = zip(started.state_dict().values(), network.state_dict().values())
     same = all(torch.equal(one, other) for one, other in pairs)
     assert same == finetune and all(parameter.requires_grad for parameter in started.parameters())

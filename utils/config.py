@@ -80,8 +80,8 @@ OPTIONS = {
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
         Option("synthetic_cache", "path", None, "folder of built-in faces rendered in advance by "
                "python -m datasets.synthetic"),
-        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder, refiner and "
-               "inpainter2d learn from too; --stage encoder starts from the encoder of --3dmm-ckpt, which guesses "
+        Option("portraits", "path", None, "folder of aligned real portraits that --stage encoder, inpainter, refiner "
+               "and inpainter2d learn from too; --stage encoder starts from the encoder of --3dmm-ckpt, which guesses "
                "their labels"),
         Option("portrait_points", "path", None, "JSON {NAME: [[x, y], ...]} with 5 or 68 landmarks of each portrait in "
                "the crop's pixels, from any detector; default: MTCNN's five"),
@@ -186,6 +186,8 @@ OPTIONS = {
                "several joined by commas"),
         Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
                "surroundings, or keep the photo's pixels", ("fill", "keep")),
+        Option("hair", "text", "keep", "the face's own hair in front of it: keep it, or fill it with face as anything "
+               "else that hides the face", ("keep", "fill")),
         Option("save_mesh", "bool", False, "write the fitted heads as head.obj and head.ply with their texture"),
         Option("report", "bool", False, "write report.html, one page with all photos before and after"),
     ],

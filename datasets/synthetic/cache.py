@@ -28,7 +28,8 @@ SHARD = 500
 _CHUNK = 5  # faces of one task; small, or many workers would wait for the last at the end of every shard
 _VERSION = 1
 _FIELDS = {
-    "image": (np.uint8, (3, 256, 256)), "labels": (np.uint8, (256, 256)), "shape": (np.float32, (228,)),
+    "image": (np.uint8, (3, 256, 256)), "labels": (np.uint8, (256, 256)), "hair": (np.uint8, (256, 256)),
+    "shape": (np.float32, (228,)),
     "scale": (np.float32, ()), "pose": (np.float32, (5,)), "light": (np.float32, (27,)),
     "landmarks": (np.float32, (68, 2)), "albedo": (np.uint8, (3, 192, 256)),
 }
@@ -149,7 +150,8 @@ class CachedFaces(Dataset):
         if settings["version"] != _VERSION or settings["shard"] != SHARD:
             raise UserError(f"{self.folder} was written by another version: delete it and write it again")
         self.split, self.seed, self.occluders = settings["split"], settings["seed"], settings["occluders"]
-        self._fields = [name for name in _FIELDS if settings["albedo"] or name != "albedo"]
+        first = self.folder / "shard_00000"
+        self._fields = [name for name in _FIELDS if (first / f"{name}.npy").exists()]  # older caches have no hair
         available = self._available(settings["count"])
         if available < (length or 1):
             raise UserError(f"{self.folder} holds {available} whole faces, fewer than the {length or 1} asked for: "

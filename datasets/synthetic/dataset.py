@@ -19,6 +19,7 @@ class SyntheticFaces(Dataset):
     in two splits, and each face is its own identity. Items are dicts:
 
     image uint8 (3, 256, 256) RGB; labels uint8 (256, 256): 0 face, 1 occlusion, 2 background (also the mouth's inside);
+    hair uint8 (256, 256): 1 where the occlusion is the face's own hair, else 0;
     shape float32 (228,) as the encoder gives it; scale float32 () px per um; pose float32 (5,) and light float32 (27,)
     in the encoder's conventions; landmarks float32 (68, 2) x, y crop pixels; albedo uint8 (3, 192, 256), true UV albedo
     times 255, 0 outside the face; name str; identity int.

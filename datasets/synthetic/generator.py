@@ -17,8 +17,8 @@ from .features import paint_eyes, paint_mouth
 from .lighting import Light, sample_light
 from .occluders import sample_occluders
 from .pose import CROP, crop_pose, sample_rotation
-from .render import (FACE, OCCLUSION, SIZE, SUPERSAMPLING, HeadRenderer, clothes_behind, fill_gaps, ground_truth_albedo,
-                     reduce_labels)
+from .render import (FACE, HAIR, OCCLUSION, SIZE, SUPERSAMPLING, HeadRenderer, clothes_behind, fill_gaps,
+                     ground_truth_albedo, reduce_labels)
 from .scene import Scene, lay_over
 from .skin import paint_skin, sample_complexion
 from .worn import Canvas, Wardrobe, put_on, shadow_of
@@ -112,8 +112,10 @@ class FaceGenerator:
         else:
             image, light = self._photograph(rng["camera"], picture, labels, light, gray)
         marks = pose.project(vertices[self.atlas.head.landmarks])
+        hair = labels == HAIR
+        labels[hair] = OCCLUSION
         return {
-            "image": np.ascontiguousarray(image.transpose(2, 0, 1)), "labels": labels,
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)), "labels": labels, "hair": hair.astype(np.uint8),
             "shape": np.concatenate([identity, expression]).astype(np.float32), "scale": np.float32(pose.scale),
             "pose": pose.encoded(), "light": light.vector.astype(np.float32),
             "landmarks": np.ascontiguousarray(marks[:, 1::-1]).astype(np.float32),
@@ -155,12 +157,12 @@ class FaceGenerator:
         background = clothes_behind(rng["background"], background, head, style.outfit.colour, light)
         covered = head.depth > -np.inf
         canvas = Canvas(np.where(covered[..., None], head.picture, background), head.depth, head.face,
-                        np.zeros_like(covered))
+                        np.zeros_like(covered), np.zeros_like(covered))
         outline = cv2.dilate(head.head.astype(np.uint8), np.ones((15, 15), np.uint8)).astype(np.float32)
         if not clean:
             self._dress(rng["style"], canvas, head, vertices, pose, light, complexion, style, outline)
         picture = cv2.resize(canvas.picture, (CROP, CROP), interpolation=cv2.INTER_AREA)
-        labels = reduce_labels(canvas.face, canvas.hidden)
+        labels = reduce_labels(canvas.face, canvas.hidden, canvas.hair)
         if occluders and not clean:
             scene = self._scene(canvas, head, vertices, pose, light, complexion, outline)
             picture = self._occlude(rng["occluders"], scene, picture, labels, complexion.gray)
@@ -177,12 +179,14 @@ class FaceGenerator:
                            style.alpha_cut)
             lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
-            canvas.hidden |= (cover > 0.5) & head.surface
+            canvas.hair |= (cover > 0.5) & head.surface
+            canvas.hidden |= canvas.hair
         if style.hat >= 0:
             cover = put_on(canvas, layers["hat"][style.hat], vertices, pose, SUPERSAMPLING, light, None, 0.3)
             lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & (outline > 0.5)
+            canvas.hair &= cover <= 0.5
 
     def _scene(self, canvas, head, vertices, pose, light, complexion, outline) -> Scene:
         """What the occluders have to know, at the crop's own size."""
@@ -200,7 +204,7 @@ class FaceGenerator:
         for patch in sample_occluders(rng, scene):
             if gray:
                 patch.colour = np.repeat(patch.colour.mean(-1, keepdims=True), 3, axis=-1)
-            picture = lay_over(rng, scene, picture, labels, patch, OCCLUSION)
+            picture = lay_over(rng, scene, picture, labels, patch, HAIR if patch.hair else OCCLUSION)
         return picture
 
     @staticmethod

@@ -18,6 +18,7 @@ from .skin import Complexion
 SUPERSAMPLING = 1.25
 SIZE = int(CROP * SUPERSAMPLING)
 FACE, OCCLUSION, BACKGROUND = 0, 1, 2
+HAIR = 3  # of the occlusion, what is hair: in labels under construction alone
 
 
 @dataclass
@@ -183,13 +184,17 @@ def clothes_behind(rng: np.random.Generator, background: np.ndarray, picture: He
     return blend(background, cloth, mask)
 
 
-def reduce_labels(face: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Canvas masks (S, S) bool to labels (256, 256) uint8: the class that covers most of a pixel."""
-    masks = (mask.astype(np.uint8) * 250 for mask in (face & ~hidden, hidden))
-    face_share, hidden_share = (
+def reduce_labels(face: np.ndarray, hidden: np.ndarray, hair: np.ndarray) -> np.ndarray:
+    """Canvas masks (S, S) bool to labels (256, 256) uint8: the class that covers most of a pixel.
+
+    hair: the part of `hidden` that is HAIR, not OCCLUSION.
+    """
+    masks = (mask.astype(np.uint8) * 250 for mask in (face & ~hidden, hidden, hair))
+    face_share, hidden_share, hair_share = (
         cv2.resize(mask, (CROP, CROP), interpolation=cv2.INTER_AREA).astype(np.int16) for mask in masks)
     rest = 250 - face_share - hidden_share
     labels = np.full((CROP, CROP), BACKGROUND, np.uint8)
     labels[(hidden_share >= rest) & (hidden_share > face_share)] = OCCLUSION
+    labels[(labels == OCCLUSION) & (2 * hair_share > hidden_share)] = HAIR
     labels[(face_share >= rest) & (face_share >= hidden_share)] = FACE
     return labels

@@ -40,17 +40,19 @@ class Patch:
     """Something in front of the face: picture values (S, S, 3), alpha (S, S), and what counts as hidden (S, S).
 
     `hidden` may exceed alpha: a clear lens belongs to the glasses. `shadow` is the darkness of its contact shadow.
+    hair: it is hair of the face's own.
     """
 
     colour: np.ndarray
     alpha: np.ndarray
     hidden: np.ndarray
     shadow: float = 0.3
+    hair: bool = False
 
 
 def lay_over(rng: np.random.Generator, scene: Scene, picture: np.ndarray, labels: np.ndarray, patch: Patch,
              occlusion: int) -> np.ndarray:
-    """The picture with the patch and its soft shadow; `labels` (S, S) gets `occlusion` where it hides the head."""
+    """The picture with the patch and its soft shadow; `labels` (S, S) become `occlusion` where it hides the head."""
     if patch.shadow > 0:
         reach = scene.eye_distance * rng.uniform(0.03, 0.10)
         away = -scene.light.direction[:2] * reach

@@ -93,12 +93,16 @@ class Wardrobe:
 
 @dataclass
 class Canvas:
-    """The picture under construction: picture (S, S, 3), depth (S, S) um, face (S, S) bool, hidden (S, S) bool."""
+    """The picture under construction: picture (S, S, 3), depth (S, S) um; face, hidden and hair (S, S) bool.
+
+    hair: the part of `hidden` where hair hides the face.
+    """
 
     picture: np.ndarray
     depth: np.ndarray
     face: np.ndarray
     hidden: np.ndarray
+    hair: np.ndarray
 
 
 def put_on(canvas: Canvas, worn: WornLayer, head_vertices: np.ndarray, pose: Pose, supersampling: float, light: Light,
