@@ -1,6 +1,6 @@
 # make demo    set up, evaluate the shipped weights on the built-in faces, complete an example photo
 # make test    set up, run the tests
-# make bench   set up; time the program's parts beside their targets (see docs/speed.md), some minutes
+# make bench   set up; time the program's parts beside their targets (see docs/speed.md), ten to fifteen minutes
 # make setup   only set up: .venv with the pinned packages and the compiled z-buffer
 #
 # PYTHON=... chooses the interpreter (3.10, 3.11 or 3.12), VENV=... the environment, PYTEST_ARGS=... what pytest gets.

@@ -30,7 +30,8 @@ def collect(completion: Any, faces: FolderFaces, log_type: str,
             device: torch.device = torch.device("cpu")) -> tuple[np.ndarray, np.ndarray]:
     """Reduced albedo maps (2 N, 3, 96, 128) of the portraits and their mirror images, and which texels are known.
 
-    completion: `models.completion.FaceCompletion`, on the device; known texels are seen and, for its occlusion net, face.
+    completion: `models.completion.FaceCompletion` on the device. Known texels are seen and, for its occlusion
+    net, face.
     """
     maps, known = [], []
     for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):

@@ -110,7 +110,7 @@ def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hair_loss(score: Tensor, hair: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of log odds (B, 1, H, W) with hair (B, H, W), 0 or 1, where labels (B, H, W) are occlusion."""
+    """Binary cross-entropy of log odds (B, 1, H, W) with hair (B, H, W), 0 or 1, where labels are OCCLUSION."""
     loss = F.binary_cross_entropy_with_logits(score[:, 0], hair.to(score.dtype), reduction="none")
     return weighted_mean(loss[:, None], (labels == OCCLUSION)[:, None])
 

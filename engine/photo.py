@@ -65,7 +65,8 @@ class PhotoOptions:
 
     def __post_init__(self):
         if self.source not in ("auto", "occlusion", "given", "random") \
-                or {self.background, self.hair} - {"fill", "keep"} or self.resolution not in (CROP_SIZE, WINDOW_SIZE) or set(self.regions) - set(holes.REGIONS):
+                or {self.background, self.hair} - {"fill", "keep"} \
+                or self.resolution not in (CROP_SIZE, WINDOW_SIZE) or set(self.regions) - set(holes.REGIONS):
             raise ValueError(f"unknown value in {self}")
 
 

@@ -109,7 +109,8 @@ class Inpainter(nn.Module):
     """Masked UV albedo and its visible mask -> :class:`Inpainting`.
 
     channels: of the first input. attention: adds self-attention at 1/8 of the resolution. mirror: function that mirrors
-    a map (B, C, H, W) left-right (default :func:`flip`; models.morphable.mirror_uv mirrors about the UV map's true axis).
+    a map (B, C, H, W) left-right (default :func:`flip`; models.morphable.mirror_uv mirrors about the UV map's true
+    axis).
     """
 
     def __init__(self, attention: bool = False, mirror: Callable[[torch.Tensor], torch.Tensor] | None = None,
