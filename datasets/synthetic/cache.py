@@ -150,8 +150,10 @@ class CachedFaces(Dataset):
         if settings["version"] != _VERSION or settings["shard"] != SHARD:
             raise UserError(f"{self.folder} was written by another version: delete it and write it again")
         self.split, self.seed, self.occluders = settings["split"], settings["seed"], settings["occluders"]
-        first = self.folder / "shard_00000"
-        self._fields = [name for name in _FIELDS if (first / f"{name}.npy").exists()]  # older caches have no hair
+        absent = {"albedo"} if not settings["albedo"] else set()
+        if not (self.folder / "shard_00000" / "hair.npy").exists():  # written before faces told their hair
+            absent.add("hair")
+        self._fields = [name for name in _FIELDS if name not in absent]
         available = self._available(settings["count"])
         if available < (length or 1):
             raise UserError(f"{self.folder} holds {available} whole faces, fewer than the {length or 1} asked for: "
