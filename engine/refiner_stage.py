@@ -22,7 +22,7 @@ from models.inpainter import Inpainting
 from models.linear import REDUCTION, blur
 from models.refiner import SMOOTHNESS
 
-WEIGHTS = {"colour": 1.0, "gan": 0.0}
+DEFAULT_WEIGHTS = {"colour": 1.0}
 
 
 class FoldedPrior(nn.Module):
@@ -61,7 +61,8 @@ class RefinerStage(InpainterStage):
                  fold_models: Sequence[nn.Module], folds: Mapping[str, int],
                  weights: Mapping[str, float] | None = None):
         completion.inpainter = refiner
-        super().__init__(completion, nn.Identity(), {**WEIGHTS, **(weights or {})})
+        super().__init__(completion, nn.Identity(), {"gan": 0.0})
+        self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}  # none of the inpainter's losses
         self.priors, self.folds = nn.ModuleList([*fold_models, prior]), dict(folds)
         self.frozen["priors"] = self.priors
 

@@ -188,6 +188,11 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
     assert trained >= {"1", "2", "9", "face_0"} and set(train[0]) == set(train[len(train) - 1])
 
 
+def test_the_refiner_has_none_of_the_inpainters_losses():
+    stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), [], {}, {"colour": 2.0})
+    assert stage.weights == {"colour": 2.0} and not stage.critics
+
+
 def test_the_refiner_needs_portraits():
     with pytest.raises(UserError, match="--portraits DIR"):
         build.build_stage(config.parse(["--stage", "refiner"], ""), None)
