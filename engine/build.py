@@ -24,7 +24,7 @@ HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
 HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
-NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("gan_start",), "inpainter2d": ("gan_start",),
+NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": (), "inpainter2d": ("gan_start",),
               "encoder": ("albedo_every",), "occlusion": ("only_hair",)}  # keys of --loss-options
 
 

@@ -22,7 +22,7 @@ from models.occlusion import N_LABELS, OCCLUSION
 CLASS_WEIGHTS = (0.8, 1.4, 0.8)  # face, occlusion, background: occluders are the rarest
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
 BOUNDARY_WIDTH = 7
-DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "dice": 0.5}
+DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "dice": 0.5, "hair": 1.0}
 IOUS = ("iou_face", "iou_occlusion", "iou_background")  # in the order of the labels
 COLOURS = ((0.1, 0.9, 0.1), (0.9, 0.1, 0.1), (0.1, 0.1, 0.9))  # of the labels in pictures
 
@@ -40,14 +40,14 @@ class OcclusionStage(Stage):
 
     def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None, only_hair: bool = False):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self._compiled_logits, self.only_hair = None, only_hair
+        self._compiled_scores, self.only_hair = None, only_hair
         if only_hair:
             occlusion.requires_grad_(False)
             occlusion.hair_heads.requires_grad_(True)
 
     def compile(self) -> None:
         # Training calls this method, which compiling the network as a whole would not reach.
-        self._compiled_logits = compile_method(self.networks["occlusion"].logits)
+        self._compiled_scores = compile_method(self.networks["occlusion"].scores)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
@@ -57,15 +57,13 @@ class OcclusionStage(Stage):
         network, losses = self.networks["occlusion"], {}
         if self.only_hair:
             network.eval()
-        else:
-            with autocast():
-                logits = (self._compiled_logits or network.logits)(image)
+        with autocast():
+            logits, score = (self._compiled_scores or network.scores)(image)
+        if not self.only_hair:
             logits = logits.float()
             losses = {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}
-        if hair and network.knows_hair:
-            with autocast():
-                score = network.hair_score(image)
-            losses["hair"] = hair_loss(score, hair[0], labels)
+        if hair and score is not None:
+            losses["hair"] = hair_loss(score.float(), hair[0], labels)
         return losses, None
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:

@@ -67,28 +67,29 @@ class OcclusionNet(nn.Module):
     @torch.no_grad()
     def hair(self, image: torch.Tensor) -> torch.Tensor:
         """Where occlusion is rather hair, (B, 1, H, W) bool; nowhere if the net does not know it."""
-        if not self.knows_hair:
-            return torch.zeros_like(image[:, :1], dtype=torch.bool)
-        return self.hair_score(image) > 0
-
-    def hair_score(self, image: torch.Tensor) -> torch.Tensor:
-        """Log odds (B, 1, H, W) that occlusion is hair; gradients reach the heads alone."""
-        with torch.no_grad():
-            maps = self._decoded(self._reduced(image))
-        size = image.shape[-2:]
-        scores = (head(decoded.detach()).float() for head, decoded in zip(self.hair_heads, maps))
-        return sum(F.interpolate(score, size, mode="bilinear", align_corners=False) for score in scores)
+        score = self.scores(image)[1]
+        return torch.zeros_like(image[:, :1], dtype=torch.bool) if score is None else score > 0
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""
-        if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < MIN_SIZE:
-            raise ValueError(f"the occlusion net takes images (B, 3, H, W) of at least {MIN_SIZE} pixels a side; "
-                             f"got {tuple(image.shape)}")
-        size = image.shape[-2:]
-        scores = self.output(self._decoded(self._reduced(image))[-1])
+        return self._enlarged(self.output(self._decoded(image)[-1]), image)
+
+    def scores(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(`logits`, log odds (B, 1, H, W) that occlusion is hair, or None if the net does not know it), in one pass.
+
+        Gradients of the odds reach the heads alone.
+        """
+        maps = self._decoded(image)
+        hair = None
+        if self.knows_hair:
+            hair = sum(self._enlarged(head(decoded.detach()), image) for head, decoded in zip(self.hair_heads, maps))
+        return self._enlarged(self.output(maps[-1]), image), hair
+
+    @staticmethod
+    def _enlarged(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        if scores.shape[-2:] != size:
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+        if scores.shape[-2:] != image.shape[-2:]:
+            scores = F.interpolate(scores, image.shape[-2:], mode="bilinear", align_corners=False)
         return scores
 
     def _reduced(self, image: torch.Tensor) -> torch.Tensor:
@@ -99,8 +100,11 @@ class OcclusionNet(nn.Module):
         return F.interpolate(image, reduced, mode="area")
 
     def _decoded(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """What the decoder's stages give, the coarsest map first."""
-        maps = [self.inlet(image)]
+        """What the decoder's stages give for the reduced image, the coarsest map first."""
+        if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < MIN_SIZE:
+            raise ValueError(f"the occlusion net takes images (B, 3, H, W) of at least {MIN_SIZE} pixels a side; "
+                             f"got {tuple(image.shape)}")
+        maps = [self.inlet(self._reduced(image))]
         for stage in self.down:
             maps.append(stage(F.max_pool2d(maps[-1], 2)))
         decoded = [maps.pop()]

@@ -124,14 +124,15 @@ class SmallInpainter(nn.Module):
 class SmallOcclusion(nn.Module):
     """An occlusion net of one convolution with batch normalisation."""
 
-    knows_hair = False
-
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
 
     def logits(self, image):
         return self.norm(self.conv(image))
+
+    def scores(self, image):
+        return self.logits(image), None
 
     def forward(self, image):
         return self.logits(image).softmax(1)
