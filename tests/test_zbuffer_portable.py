@@ -16,9 +16,10 @@ from zbuffer import backends, native
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
-KERNELS = {"best": [], "plain": ["-DZBUFFER_PLAIN"], "no SSE": ["-DZBUFFER_PLAIN", "-U__SSE2__"],
-           "compiled for AVX2": ["-mavx2", "-mfma"]}
-CHOSEN = ["best", "plain", *(pytest.param(name, marks=pytest.mark.slow) for name in list(KERNELS)[2:])]
+KERNELS = {"best": [], "without AVX-512": ["-DZBUFFER_NO_AVX512"], "plain": ["-DZBUFFER_PLAIN"],
+           "no SSE": ["-DZBUFFER_PLAIN", "-U__SSE2__"], "compiled for AVX2": ["-mavx2", "-mfma"]}
+QUICK = 3  # the first ones are always tested
+CHOSEN = [*list(KERNELS)[:QUICK], *(pytest.param(name, marks=pytest.mark.slow) for name in list(KERNELS)[QUICK:])]
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
@@ -89,6 +90,24 @@ def test_far_outside_and_not_finite(kernel):
     for position, value in enumerate((1e9, -1e20, 3e38, torch.nan, torch.inf, -torch.inf)):
         vertices[0, position::40, position % 3] = value
     assert_equals_the_reference(vertices, triangles, (20, 20))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 300])
+def test_any_number_of_triangles_and_the_last_vertex(kernel, count):
+    """Vectors that are not full, and triangles all around the vertex that the memory of vertices ends with."""
+    generator = torch.Generator().manual_seed(count)
+    vertices = torch.rand((1, 40, 3), generator=generator) * 12
+    triangles = torch.randint(0, 40, (count, 3), generator=generator)
+    triangles[::2, 1] = 39
+    assert_equals_the_reference(vertices, triangles, (11, 13))
+
+
+@pytest.mark.parametrize("corner", [-1, 40, 2**31 - 1])
+def test_indices_of_no_vertex_are_named(kernel, corner):
+    triangles = torch.arange(39).reshape(-1, 3).repeat(20, 1)
+    triangles[77, 2] = corner
+    with pytest.raises(ValueError, match=f"vertex {corner}"):
+        zbuffer.rasterize(torch.rand(1, 40, 3), triangles, (8, 8), backend="cpu")
 
 
 def test_images_wider_than_the_boxes_numbers(kernel):

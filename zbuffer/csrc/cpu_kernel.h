@@ -315,6 +315,13 @@ void draw(const Image<Scalar>& image, const uint64_t* boxes, const uint8_t* unus
   }
 }
 
+// The largest of COUNT indices, of which negative ones count as huge.
+inline uint32_t largest_index(const int32_t* indices, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint32_t>(indices[i]));
+  return largest;
+}
+
 typedef int16_t FourShorts __attribute__((vector_size(8)));
 
 inline uint64_t narrow(Ints values) {

@@ -55,6 +55,7 @@ ZBUFFER_INLINE void add_product_exactly(double* expansion, int& length, double a
 
 // The edge function from its six products, each split into two doubles: its sign is exact, its value rounded.
 ZBUFFER_OUT_OF_LINE double exact_edge(double ar, double ac, double br, double bc, double pr, double pc) {
+  if ((bc == ac || pr == ar) && (br == ar || pc == ac)) return 0;  // as along a symmetric face's midline
   double expansion[12];
   int length = 0;
   add_product_exactly(expansion, length, bc, pr);
