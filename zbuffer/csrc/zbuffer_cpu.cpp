@@ -12,7 +12,6 @@
 #include <exception>
 #include <memory>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -54,8 +53,7 @@ struct Image {
 #define ZBUFFER_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
 #endif
 
-// The kernel for every processor, and on x86 two others, of which the processor's best is taken: for AVX2, somewhat
-// faster, and for AVX-512, twice as fast.
+// The kernel for every processor, and on x86 two others, of which the processor's best is taken.
 namespace plain {
 #include "cpu_kernel.h"
 }
@@ -69,18 +67,21 @@ namespace plain {
 #endif
 namespace avx2 {
 #include "cpu_kernel.h"
+#include "wide_avx2.h"
+#include "wide_kernel.h"
 }
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,bmi2")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 namespace avx512 {
 #include "cpu_kernel.h"
-#include "avx512_kernel.h"
+#include "wide_avx512.h"
+#include "wide_kernel.h"
 }
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -100,34 +101,41 @@ struct Kernel {
 };
 
 #ifdef ZBUFFER_X86
-#ifdef ZBUFFER_NO_AVX512
-bool has_avx512() { return false; }
-#else
 bool has_avx512() {
+#ifdef ZBUFFER_NO_AVX512
+  return false;
+#else
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
-}
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
+}
+
+// The kernel in float32; that for AVX-512 resolves meshes of fewer than 2^29 triangles and vertices only.
+Kernel<float> best_x86_kernel(const Kernel<float>& plain, int64_t largest) {
+  if (has_avx512() && largest < avx512::kWideLimit) {
+    return {avx512::largest_index, nullptr, avx512::draw_wide, avx512::merge_row<float>, avx512::resolve_row_wide};
+  }
+  if (!__builtin_cpu_supports("avx2")) return plain;
+  return {avx2::largest_index, nullptr, avx2::draw_wide, avx2::merge_row<float>, avx2::resolve_row<float>};
+}
+
+Kernel<double> best_x86_kernel(const Kernel<double>& plain, int64_t) {
+  if (!__builtin_cpu_supports("avx2")) return plain;
+  return {avx2::largest_index, avx2::vertex_boxes<double>, avx2::draw<double>, avx2::merge_row<double>,
+          avx2::resolve_row<double>};
+}
 #endif
 
 // The best kernel of this processor for meshes of at most LARGEST vertices and triangles.
 template <typename Scalar>
-Kernel<Scalar> best_kernel(int64_t largest) {
+Kernel<Scalar> best_kernel([[maybe_unused]] int64_t largest) {
+  const Kernel<Scalar> plain = {plain::largest_index, plain::vertex_boxes<Scalar>, plain::draw<Scalar>,
+                                plain::merge_row<Scalar>, plain::resolve_row<Scalar>};
 #ifdef ZBUFFER_X86
-  if constexpr (std::is_same<Scalar, float>::value) {
-    if (has_avx512() && largest <= avx512::kWideLimit) {
-      return {avx512::largest_index, nullptr, avx512::draw_wide, avx512::merge_row<float>,
-              avx512::resolve_row_wide};
-    }
-  }
-  if (__builtin_cpu_supports("avx2")) {
-    return {avx2::largest_index, avx2::vertex_boxes<Scalar>, avx2::draw<Scalar>, avx2::merge_row<Scalar>,
-            avx2::resolve_row<Scalar>};
-  }
+  return best_x86_kernel(plain, largest);
+#else
+  return plain;
 #endif
-  (void)largest;
-  return {plain::largest_index, plain::vertex_boxes<Scalar>, plain::draw<Scalar>, plain::merge_row<Scalar>,
-          plain::resolve_row<Scalar>};
 }
 
 template <typename Scalar>
