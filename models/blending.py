@@ -1,16 +1,14 @@
 """Filling and joining: smooth extrapolation over pyramids, the seam of a completed hole, and holes beside the face."""
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-TELEA_RADIUS = 5  # pixels around a hidden pixel that Telea's method looks at
 RELAXATIONS = 4  # smoothing sweeps per pyramid level
 GREY = 6 / 127.5  # difference of an image's channels up to which a pixel counts as grey
 COLOURED_SHARE = 0.005  # of the visible pixels; a grey photograph has no more that are not
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+FACE_WEIGHT = 1e-4  # of the face in the colours of its surroundings: only where nothing else is to be seen
 RIM = 4  # pixels around the face over which its colours run into what is filled in beside it
 
 
@@ -35,16 +33,17 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if max(height, width) == 1:
         return values * (weight > 0)
     padding = (0, width % 2, 0, height % 2)
+    known, free = values * weight, 1 - weight
     total = 4 * F.avg_pool2d(F.pad(weight, padding), 2)
-    mean = 4 * F.avg_pool2d(F.pad(values * weight, padding), 2) / total.clamp(min=1e-8)
+    mean = 4 * F.avg_pool2d(F.pad(known, padding), 2) / total.clamp(min=1e-8)
     coarse = pull_push(mean, total.clamp(max=1))
     smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
-    known = values * weight
-    filled = known + (1 - weight) * smooth
+    filled = torch.addcmul(known, free, smooth)
+    quarter = free / 4
     for _ in range(RELAXATIONS):
         around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
-        average = (around[..., :-2, 1:-1] + around[..., 2:, 1:-1] + around[..., 1:-1, :-2] + around[..., 1:-1, 2:]) / 4
-        filled = known + (1 - weight) * average
+        vertical, horizontal = around[..., :-2, 1:-1] + around[..., 2:, 1:-1], around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
+        filled = torch.addcmul(known, quarter, vertical + horizontal)
     return filled
 
 
@@ -74,36 +73,19 @@ def keep_grey(filled: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
 
 
 def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
-    """Fill hidden pixels beside the face from its surroundings, so that skin does not spread over the background.
+    """Fill hidden pixels beside the face smoothly from its surroundings, so that skin does not spread over them.
 
     image (B, 3, H, W) in [-1, 1], the face in place; hole (B, 1, H, W) bool, what is to be filled; face (B, 1, H, W)
-    bool, the pixels that show the face, outside the hole. Telea's method from the visible pixels that are no face, then
-    again from both sides over the RIM pixels next to the face, for a soft outline. Where the whole surroundings are
-    hidden, from the face. Pixels outside the hole come back bit-identical; hidden pixels are not read.
+    bool, the pixels that show the face, outside the hole. Within RIM pixels of the face its colours run into those of
+    the visible pixels that are no face. Where these are all hidden, the face is continued; where nothing is visible, 0.
+    Pixels outside the hole come back bit-identical; hidden pixels are not read. Differentiable in the image.
     """
-    needed = hole.flatten(1).any(1)[:, None, None, None]
-    surroundings = torch.where(hole, telea(image, (hole | face) & needed), image)
-    rim = F.max_pool2d(face.float(), 2 * RIM + 1, stride=1, padding=RIM) > 0
-    all_hidden = (hole | face).flatten(1).all(1)[:, None, None, None]
-    return telea(surroundings, hole & (rim | all_hidden))
-
-
-def telea(image: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    """Fill the hole of images (B, 3, H, W) in [-1, 1] by fast-marching inpainting (Telea, 2004), on the CPU.
-
-    hole (B, 1, H, W) bool. Pixels outside it come back bit-identical; hidden pixels are not read. An image without any
-    visible pixel becomes mid-grey (0). The fill is quantised to 8 bits. Not differentiable.
-    """
-    return torch.stack([_telea_item(*item) for item in zip(image, hole)]) if len(image) else image
-
-
-def _telea_item(image: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
-    if not hole.any():
-        return image
-    if hole.all():
-        return torch.zeros_like(image)
-    mask = hole[0].cpu().numpy().astype(np.uint8)
-    visible = to_uint8(torch.where(hole, 0, image.detach())).permute(1, 2, 0).cpu().numpy()
-    filled = cv2.inpaint(np.ascontiguousarray(visible), mask, TELEA_RADIUS, cv2.INPAINT_TELEA)
-    filled = from_uint8(torch.from_numpy(filled).permute(2, 0, 1)).to(image)
+    visible = torch.where(hole, 0, image)
+    on_face = (face & ~hole).to(image.dtype)
+    weight = torch.where(hole, 0, torch.where(face, FACE_WEIGHT, 1.0)).to(image.dtype)
+    surroundings = pull_push(visible, weight)
+    size = 2 * RIM + 1
+    share = F.avg_pool2d(on_face, size, 1, RIM)
+    nearest = F.avg_pool2d(visible * on_face, size, 1, RIM) / share.clamp(min=1e-6)
+    filled = torch.lerp(surroundings, nearest, (2 * share).clamp(max=1))  # beside a straight outline share is 1/2
     return torch.where(hole, filled, image)

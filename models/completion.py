@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ FACE_RIM = 1  # pixels along the outline of the visible face whose colours are n
 MIN_FACE = 0.5  # probability from which a pixel is face
 TRUST_POWER = 4  # of the probability that a pixel shows the face: much hair with a little probability must not add up
 MIN_TRUST = MIN_FACE ** TRUST_POWER  # from which a pixel says something about the face's albedo
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its neighbours
 FEATURE = 600  # pixels of an eye or an open mouth at most
 FEW_TEXELS = 30  # of the UV map; a face of fewer is no face that the occlusion net found
 MIN_FACING = 0.3  # cosine to the camera from which a surface is looked at: beyond, light and albedo are hardly known
@@ -103,7 +105,7 @@ class FaceCompletion(nn.Module):
     paper). grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
-    agrees but for rounding, which can tip the 8-bit fill beside the face by a grey level.
+    agrees but for rounding, which can tip a pixel by a grey level.
 
     Put it in evaluation mode before completing. Geometry and light are computed in float32 also under autocast.
     """
@@ -262,13 +264,15 @@ def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor
     """
     filled = probability.clone()
     for item, hidden, result in zip(probability[:, 0].cpu().numpy(), hole[:, 0].cpu().numpy(), filled[:, 0]):
-        face = (item >= MIN_FACE) & ~hidden
-        islands, _ = ndimage.label(ndimage.binary_fill_holes(face | hidden) & ~face & ~hidden)
-        sizes = np.bincount(islands.ravel())
-        beside = ndimage.binary_dilation(hidden)
-        kept = (sizes <= FEATURE) & ~np.isin(np.arange(len(sizes)), islands[beside])
-        kept[0] = False
-        result[torch.from_numpy(kept[islands]).to(result.device)] = 1
+        other = ~((item >= MIN_FACE) | hidden)
+        count, regions, boxes, _ = cv2.connectedComponentsWithStats(other.astype(np.uint8), connectivity=4)
+        left, top, width, height, size = boxes.T
+        kept = (left > 0) & (top > 0) & (left + width < item.shape[1]) & (top + height < item.shape[0])  # islands
+        kept &= size <= FEATURE
+        kept[0] = False  # face and hole
+        kept[np.unique(regions[cv2.dilate(hidden.astype(np.uint8), CROSS) > 0])] = False
+        if count > 1 and kept.any():
+            result[torch.from_numpy(kept[regions]).to(result.device)] = 1
     return filled
 
 

@@ -5,7 +5,7 @@ import face_samples
 import pytest
 import torch
 
-from models.blending import blend, fill_beside, from_uint8, keep_grey, pull_push, telea, to_uint8
+from models.blending import blend, fill_beside, from_uint8, keep_grey, pull_push, to_uint8
 
 
 def square_hole(size, top, bottom, left, right, batch=1):
@@ -76,19 +76,6 @@ def test_blend_is_clamped_in_the_hole_and_ignores_what_is_unknown():
     rendered = torch.full_like(image, 0.2)
     inside = hole.expand_as(image)
     assert torch.equal(blend(changed, hole, rendered, known)[inside], blend(image, hole, rendered, known)[inside])
-
-
-def test_telea_fills_from_outside_and_leaves_the_rest_alone():
-    image = face_samples.picture(2, 64)
-    hole = torch.cat([square_hole(64, 20, 40, 20, 40), square_hole(64, 0, 0, 0, 0)])
-    filled = telea(image, hole)
-    assert torch.equal(filled[~hole.expand_as(filled)], image[~hole.expand_as(image)])
-    hidden_nan = torch.where(hole, torch.nan, image)
-    assert torch.equal(telea(hidden_nan, hole), filled)
-    flat = telea(torch.full((1, 3, 64, 64), 0.6), hole[:1])
-    assert (flat - 0.6).abs().max() < 4 / 127.5  # its own rounding drifts by some levels
-    assert (telea(image[:1], torch.ones(1, 1, 64, 64, dtype=torch.bool)) == 0).all()
-    assert telea(image[:0], hole[:0]).shape == (0, 3, 64, 64)
 
 
 def test_fill_beside_the_face_takes_the_surroundings_and_a_soft_outline():
