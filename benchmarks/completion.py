@@ -5,8 +5,8 @@
 Two completions side by side: the one that args.txt describes (the refined linear fill, with grain), and the paper's
 (the inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
 built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32. Every figure is the
-shortest of several repeats, in processor time of this process, so that what else the machine does counts little; ratios
-are taken within one run.
+shortest of several repeats, in processor time of this process, so that what else the machine does counts little. What a
+ratio compares is measured in turns.
 """
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ NETWORKS = ("encoder", "fill", "refiner", "occlusion net")
 RENDERING = ("vertices", "z-buffer", "normals", "shade", "visibility", "unwrap", "render")
 
 
-def shortest(work: Callable[[], object], repeats: int) -> float:
-    """Processor milliseconds of the fastest of several runs, the first one left out."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        times.append(1e3 * (time.process_time() - start))
-    return min(times)
+def shortest(*works: Callable[[], object], repeats: int) -> list[float]:
+    """Processor milliseconds of the fastest run of each, the first one left out; they take turns."""
+    times: list[list[float]] = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for work, found in zip(works, times):
+            start = time.process_time()
+            work()
+            if repeat:
+                found.append(1e3 * (time.process_time() - start))
+    return [min(found) for found in times]
 
 
 def settings():
@@ -96,19 +97,21 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
         works["refiner"] = lambda: completion.refiner(image, image, hidden, torch.ones_like(hidden))
     if completion.grain:
         works["grain"] = lambda: match_grain(image, hidden, torch.ones_like(hidden))
-    return {name: shortest(work, repeats) for name, work in works.items()}
+    return dict(zip(works, shortest(*works.values(), repeats=repeats)))
 
 
-def bare(completion, image, hole) -> None:
+def bare(completion, image, hole, one_by_one: bool) -> None:
     """The networks (for args.txt: with the linear fill) alone, as often as the completion runs them."""
-    window, uv, visible = image[..., 16:240, 16:240], image[..., :192, :], hole[..., :192, :]
-    for _ in range(max(2, completion.iterations)):
-        completion.occlusion(image)
-    for _ in range(completion.iterations):
-        completion.encoder(window)
-        completion.inpainter(uv, visible)
-    if completion.refiner is not None:
-        completion.refiner(image, image, hole > 0.5, hole > 0.5)
+    items = zip(image.split(1), hole.split(1)) if one_by_one else [(image, hole)]
+    for picture, hidden in items:
+        window, uv, visible = picture[..., 16:240, 16:240], picture[..., :192, :], hidden[..., :192, :]
+        for _ in range(max(2, completion.iterations)):
+            completion.occlusion(picture)
+        for _ in range(completion.iterations):
+            completion.encoder(window)
+            completion.inpainter(uv, visible)
+        if completion.refiner is not None:
+            completion.refiner(picture, picture, hidden > 0.5, hidden > 0.5)
 
 
 def print_parts(completions: dict, image, hole, repeats: int) -> None:
@@ -127,17 +130,18 @@ def print_parts(completions: dict, image, hole, repeats: int) -> None:
 def print_throughput(completions: dict, image, hole, repeats: int) -> None:
     """Whole completions beside their bare networks, and beside each other."""
     for one_by_one in (True, False):
-        wholes = []
-        for name, completion in completions.items():
+        works = []
+        for completion in completions.values():
             completion.one_by_one = one_by_one
-            whole = shortest(lambda: completion(image, hole), repeats) / len(image)
-            alone = shortest(lambda: bare(completion, image, hole), repeats) / len(image)
+            works += [lambda completion=completion: completion(image, hole),
+                      lambda completion=completion: bare(completion, image, hole, one_by_one)]
+        times = [value / len(image) for value in shortest(*works, repeats=repeats)]
+        for name, whole, alone in zip(completions, times[::2], times[1::2]):
             target = f" (target at least {THROUGHPUT_TARGET:.0%})" if name == "paper" else ""
             what = f"{name}, {'one by one' if one_by_one else 'batch'} of {len(image)}"
             print(f"{what:<30}{whole:>7.0f} ms an image, bare {alone:.0f} ms: {alone / whole:.0%} of the bare "
                   f"throughput{target}")
-            wholes.append(whole)
-        print(f"{'args.txt / paper':<30}{wholes[0] / wholes[1]:>10.2f}")
+        print(f"{'args.txt / paper':<30}{times[0] / times[2]:>10.2f}")
 
 
 @torch.no_grad()
