@@ -411,14 +411,15 @@ inline void resolve_four(const Image<Scalar>& image, int row, const int* columns
   }
 }
 
-// Writes what the pixels of a row show: OUT_INDEX and so on are the row's.
+// Writes what the pixels of a row from FIRST on show: OUT_INDEX and so on are the row's.
 template <typename Scalar>
-void resolve_row(const Image<Scalar>& image, int row, int64_t* out_index, Scalar* out_depth, Scalar* out_barycentrics) {
+void resolve_rest(const Image<Scalar>& image, int row, int first, int64_t* out_index, Scalar* out_depth,
+                  Scalar* out_barycentrics) {
   const Pixel* pixels = image.pixels + static_cast<int64_t>(row) * image.width;
   int columns[kLanes];
   int32_t index[kLanes];
   int waiting = 0;
-  for (int column = 0; column < image.width; ++column) {
+  for (int column = first; column < image.width; ++column) {
     if (pixels[column].index < 0) {
       out_index[column] = -1;
       out_depth[column] = static_cast<Scalar>(-INFINITY);
@@ -435,6 +436,12 @@ void resolve_row(const Image<Scalar>& image, int row, int64_t* out_index, Scalar
   if (waiting == 0) return;
   for (int i = waiting; i < kLanes; ++i) columns[i] = columns[0], index[i] = index[0];  // written twice, the same
   resolve_four(image, row, columns, index, out_index, out_depth, out_barycentrics);
+}
+
+// The same of the whole row.
+template <typename Scalar>
+void resolve_row(const Image<Scalar>& image, int row, int64_t* out_index, Scalar* out_depth, Scalar* out_barycentrics) {
+  resolve_rest(image, row, 0, out_index, out_depth, out_barycentrics);
 }
 
 // Takes over what another slice of the triangles shows where it is nearer.

@@ -3,7 +3,7 @@
 constexpr int kWide = 8;
 
 typedef __m256 WideFloats;
-typedef int32_t WideInts __attribute__((vector_size(32)));
+typedef uint32_t WideInts __attribute__((vector_size(32)));
 typedef uint32_t Lanes;  // a bit for each lane, lane 0 lowest
 
 inline WideFloats splat(float value) { return _mm256_set1_ps(value); }

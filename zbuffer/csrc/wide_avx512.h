@@ -3,7 +3,7 @@
 constexpr int kWide = 16;
 
 typedef __m512 WideFloats;
-typedef int32_t WideInts __attribute__((vector_size(64)));
+typedef uint32_t WideInts __attribute__((vector_size(64)));
 typedef double WideDoubles __attribute__((vector_size(64)));
 typedef uint32_t Lanes;  // a bit for each lane, lane 0 lowest
 
@@ -53,21 +53,19 @@ inline void read_vertices(const float* vertices, const int32_t* corners, WideFlo
 
 constexpr int64_t kWideLimit = int64_t{1} << 29;  // vertices or triangles below which offsets of gathers fit
 
-// Eight pixels of a row (of them the VALID ones), which of them show a triangle, and its corners.
+// Eight pixels of a row, which of them show a triangle, and its corners.
 struct EightPixels {
-  __mmask8 valid, seen;
+  __mmask8 seen;
   __m256i index;  // -1: nothing
   __m256 row[3], column[3], depth[3];
 };
 
-inline EightPixels read_eight(const Image<float>& image, const Pixel* pixels, __mmask8 valid) {
+inline EightPixels read_eight(const Image<float>& image, const Pixel* pixels) {
   static_assert(sizeof(Pixel) == 12 && offsetof(Pixel, index) == 8, "the gather below counts on it");
-  const __m256i thirds = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21), nothing = _mm256_set1_epi32(-1);
   const __m256 zero = _mm256_setzero_ps();
   EightPixels read;
-  read.valid = valid;
-  read.index = _mm256_mmask_i32gather_epi32(nothing, valid, thirds, &pixels->index, 4);
-  read.seen = _mm256_cmpgt_epi32_mask(read.index, nothing);
+  read.index = _mm256_i32gather_epi32(&pixels->index, _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21), 4);
+  read.seen = _mm256_cmpgt_epi32_mask(read.index, _mm256_set1_epi32(-1));
   if (!read.seen) return read;
   const __m256i first = _mm256_add_epi32(read.index, _mm256_add_epi32(read.index, read.index));
   for (int k = 0; k < 3; ++k) {
@@ -98,15 +96,14 @@ inline WideDoubles edge(WideDoubles ar, WideDoubles ac, WideDoubles br, WideDoub
 // Writes what eight pixels of a row from COLUMN on show.
 inline void resolve_eight(const Image<float>& image, const EightPixels& read, int row, int column, int64_t* out_index,
                           float* out_depth, float* out_barycentrics) {
-  const __mmask8 seen = read.seen, valid = read.valid;
-  _mm512_mask_storeu_epi64(out_index + column, valid, _mm512_cvtepi32_epi64(read.index));
-  const __mmask32 valid_shares = static_cast<__mmask32>((1u << 3 * __builtin_popcount(valid)) - 1);
+  const __mmask8 seen = read.seen;
+  _mm512_storeu_si512(out_index + column, _mm512_cvtepi32_epi64(read.index));
   const __m256 far = _mm256_set1_ps(-INFINITY);
   float* shares = out_barycentrics + 3 * column;
   if (!seen) {
-    _mm256_mask_storeu_ps(out_depth + column, valid, far);
-    _mm512_mask_storeu_ps(shares, static_cast<__mmask16>(valid_shares), _mm512_setzero_ps());
-    _mm256_mask_storeu_ps(shares + 16, static_cast<__mmask8>(valid_shares >> 16), _mm256_setzero_ps());
+    _mm256_storeu_ps(out_depth + column, far);
+    _mm512_storeu_ps(shares, _mm512_setzero_ps());
+    _mm256_storeu_ps(shares + 16, _mm256_setzero_ps());
     return;
   }
   WideDoubles rows[3], columns[3], weights[3];
@@ -122,7 +119,7 @@ inline void resolve_eight(const Image<float>& image, const EightPixels& read, in
   const WideDoubles sum = weights[0] + weights[1] + weights[2];
   const WideDoubles depth = (weights[0] * to_doubles(read.depth[0]) + weights[1] * to_doubles(read.depth[1]) +
                              weights[2] * to_doubles(read.depth[2])) / sum;
-  _mm256_mask_storeu_ps(out_depth + column, valid, _mm256_mask_blend_ps(seen, far, _mm512_cvtpd_ps((__m512d)depth)));
+  _mm256_storeu_ps(out_depth + column, _mm256_mask_blend_ps(seen, far, _mm512_cvtpd_ps((__m512d)depth)));
   // Eight triples from three vectors of eight: of the first two joined, then with the third one.
   const __m256 a = _mm512_maskz_cvtpd_ps(seen, (__m512d)(weights[0] / sum));
   const __m256 b = _mm512_maskz_cvtpd_ps(seen, (__m512d)(weights[1] / sum));
@@ -130,9 +127,8 @@ inline void resolve_eight(const Image<float>& image, const EightPixels& read, in
   const __m512 ab = _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1), cc = _mm512_castps256_ps512(c);
   const __m512i head = _mm512_setr_epi32(0, 8, 16, 1, 9, 17, 2, 10, 18, 3, 11, 19, 4, 12, 20, 5);
   const __m512i tail = _mm512_setr_epi32(13, 21, 6, 14, 22, 7, 15, 23, 0, 0, 0, 0, 0, 0, 0, 0);
-  _mm512_mask_storeu_ps(shares, static_cast<__mmask16>(valid_shares), _mm512_permutex2var_ps(ab, head, cc));
-  _mm256_mask_storeu_ps(shares + 16, static_cast<__mmask8>(valid_shares >> 16),
-                        _mm512_castps512_ps256(_mm512_permutex2var_ps(ab, tail, cc)));
+  _mm512_storeu_ps(shares, _mm512_permutex2var_ps(ab, head, cc));
+  _mm256_storeu_ps(shares + 16, _mm512_castps512_ps256(_mm512_permutex2var_ps(ab, tail, cc)));
   for (unsigned doubtful = seen & ~certain; doubtful; doubtful &= doubtful - 1) {
     const int at = column + __builtin_ctz(doubtful);
     zbuffer::resolve(image.vertices, image.triangles, image.height, image.width,
@@ -145,14 +141,13 @@ inline void resolve_eight(const Image<float>& image, const EightPixels& read, in
 inline void resolve_row_wide(const Image<float>& image, int row, int64_t* out_index, float* out_depth,
                              float* out_barycentrics) {
   const Pixel* pixels = image.pixels + static_cast<int64_t>(row) * image.width;
-  const auto read = [&](int column) {
-    const int left = image.width - column;
-    return read_eight(image, pixels + column, static_cast<__mmask8>(left >= 8 ? 0xff : (1 << left) - 1));
-  };
-  EightPixels current = read(0), next;
-  for (int column = 0; column < image.width; column += 8) {
-    if (column + 8 < image.width) next = read(column + 8);  // on its way while these are divided
+  const int eights = image.width / 8 * 8;
+  EightPixels current, next;
+  if (eights) current = read_eight(image, pixels);
+  for (int column = 0; column < eights; column += 8) {
+    if (column + 8 < eights) next = read_eight(image, pixels + column + 8);  // on its way while these are divided
     resolve_eight(image, current, row, column, out_index, out_depth, out_barycentrics);
     current = next;
   }
+  resolve_rest(image, row, eights, out_index, out_depth, out_barycentrics);
 }

@@ -126,11 +126,13 @@ inline void draw_blocks(const Image<float>& image, const WideEdge* edges, float 
   if (__builtin_expect((unsure[0] | unsure[1] | unsure[2] | unsure[3]) != 0, 0)) {
     make_sure(image, first, blocks, unsure, covered);
   }
-  const WideInts pixel = to_ints(blocks.top) * image.width + to_ints(blocks.left);
+  // Of triangles that are not wanted the numbers mean nothing; being unsigned, they may overflow.
+  const uint32_t width = static_cast<uint32_t>(image.width);
+  const WideInts pixel = to_ints(blocks.top) * width + to_ints(blocks.left);
   fragments.append(covered[0], pixel, place);
-  fragments.append(covered[1], pixel + 1, place);
-  fragments.append(covered[2], pixel + image.width, place);
-  fragments.append(covered[3], pixel + image.width + 1, place);
+  fragments.append(covered[1], pixel + 1u, place);
+  fragments.append(covered[2], pixel + width, place);
+  fragments.append(covered[3], pixel + width + 1u, place);
 }
 
 // Draws the COUNT triangles from FIRST on, at most kWide; small ones into FRAGMENTS, where they are at PLACE.
