@@ -65,7 +65,9 @@ def rasterize(vertices, triangles, size, *, cull=False, backend="auto") -> Raste
     _check_mesh(vertices, triangles)
     if vertices.dtype not in (torch.float32, torch.float64):
         vertices = vertices.float()
-    triangle, depth, barycentrics = _Rasterize.apply(vertices, triangles, height, width, bool(cull), backend)
+    arguments = (vertices, triangles, height, width, bool(cull), backend)
+    differentiable = vertices.requires_grad and torch.is_grad_enabled()
+    triangle, depth, barycentrics = _Rasterize.apply(*arguments) if differentiable else backends.run(*arguments)
     return Rasterization(triangle, depth, barycentrics, triangle >= 0)
 
 

@@ -135,18 +135,29 @@ inline void draw_blocks(const Image<float>& image, const WideEdge* edges, float 
   fragments.append(covered[3], pixel + width + 1u, place);
 }
 
-// Draws the COUNT triangles from FIRST on, at most kWide; small ones into FRAGMENTS, where they are at PLACE.
-inline void draw_some(const Image<float>& image, int64_t first, int count, int place, Fragments& fragments) {
+// Some triangles' corners: row, column and depth of each.
+struct Corners {
+  int count;  // of the triangles, at most kWide
+  WideFloats of[3][3];
+};
+
+inline void read_corners(const Image<float>& image, int64_t first, int64_t end, Corners& read) {
   const int32_t* corners = image.triangles + 3 * first;
-  WideFloats vertices[3][3];
-  if (count == kWide && !any_is(corners, image.last_vertex)) {
-    for (int k = 0; k < 3; ++k) read_vertices(image.vertices, corners + k, vertices[k]);
+  read.count = static_cast<int>(std::min<int64_t>(kWide, end - first));
+  if (read.count == kWide && !any_is(corners, image.last_vertex)) {
+    for (int k = 0; k < 3; ++k) read_vertices(image.vertices, corners + k, read.of[k]);
   } else {
-    for (int k = 0; k < 3; ++k) read_some_vertices(image.vertices, corners + k, count, vertices[k]);
+    for (int k = 0; k < 3; ++k) read_some_vertices(image.vertices, corners + k, read.count, read.of[k]);
   }
-  const auto& [row_a, column_a, depth_a] = vertices[0];
-  const auto& [row_b, column_b, depth_b] = vertices[1];
-  const auto& [row_c, column_c, depth_c] = vertices[2];
+}
+
+// Draws the triangles from FIRST on whose CORNERS these are; small ones into FRAGMENTS, where they are at PLACE.
+inline void draw_some(const Image<float>& image, int64_t first, const Corners& corners, int place,
+                      Fragments& fragments) {
+  const int count = corners.count;
+  const auto& [row_a, column_a, depth_a] = corners.of[0];
+  const auto& [row_b, column_b, depth_b] = corners.of[1];
+  const auto& [row_c, column_c, depth_c] = corners.of[2];
 
   const WideFloats zero = splat(0), largest = splat(kWideBox - 1);
   const WideFloats last_row = splat(static_cast<float>(image.height - 1));
@@ -197,8 +208,12 @@ inline void draw_wide(const Image<float>& image, const uint64_t*, const uint8_t*
   for (int64_t start = first; start < last; start += kWideAtOnce) {
     const int64_t end = std::min(start + kWideAtOnce, last);
     fragments.count = 0;
+    Corners corners[2];
+    read_corners(image, start, end, corners[0]);
     for (int64_t t = start; t < end; t += kWide) {
-      draw_some(image, t, static_cast<int>(std::min<int64_t>(kWide, end - t)), static_cast<int>(t - start), fragments);
+      const int turn = (t - start) / kWide & 1;
+      if (t + kWide < end) read_corners(image, t + kWide, end, corners[!turn]);  // on their way while these are drawn
+      draw_some(image, t, corners[turn], static_cast<int>(t - start), fragments);
     }
     offer_all(image, fragments, start);
   }
