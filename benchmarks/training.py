@@ -76,9 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer, batch = make_trainer(folder, options.batch)
         trainer.look_every = 1 << 30  # the display is not timed
-        whole = shortest(lambda: trainer._train_step([batch]), options.repeats)
-        alone = shortest(lambda: bare_step(trainer, True), options.repeats)
-        without = shortest(lambda: bare_step(trainer, False), options.repeats)
+        whole, alone, without = shortest(lambda: trainer._train_step([batch]), lambda: bare_step(trainer, True),
+                                         lambda: bare_step(trainer, False), repeats=options.repeats)
         print(f"step of {options.batch} images: {whole:.0f} ms, bare networks {alone:.0f} ms: {alone / whole:.0%} "
               f"(target at least {TARGET:.0%})")
         print(f"the discriminator's share of the bare step: {1 - without / alone:.0%}")

@@ -18,8 +18,8 @@ from utils.logging import note, run_script
 
 # Settings that say how a network came about; the others name places on one machine.
 TOLD = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "learning_rate", "optim_options",
-        "scheduler_method", "scheduler_options", "loss_options", "tex_loss", "recon_loss", "is_using_symmetry",
-        "is_using_recon", "use_conf", "ema", "precision", "manual_seed", "train_size", "finetune")
+        "scheduler_method", "scheduler_options", "loss_options", "inpainter_options", "tex_loss", "recon_loss",
+        "is_using_symmetry", "is_using_recon", "use_conf", "ema", "precision", "manual_seed", "train_size", "finetune")
 
 
 def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True) -> dict[str, Any]:

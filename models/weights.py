@@ -46,11 +46,11 @@ def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
 
 
 def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> tuple[Inpainter, dict]:
-    """(inpainter in evaluation mode, metadata), as :func:`load_encoder`; the file says whether it has attention.
+    """(inpainter in evaluation mode, metadata), as :func:`load_encoder`; the file says which parts it has.
 
     mirror: see :class:`~models.inpainter.Inpainter`.
     """
-    network, metadata = _load(path, "inpainter", lambda state: Inpainter("attention.gamma" in state))
+    network, metadata = _load(path, "inpainter", Inpainter.like)
     if mirror is not None:
         network.mirror = mirror
     return network, metadata

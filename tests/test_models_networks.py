@@ -154,6 +154,25 @@ def test_attention_weights_sum_to_one_and_start_switched_off():
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 35))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"gated": False}, {"mirrored": False}, {"width": 0.25},
+                                     {"attention": True, "gated": False, "mirrored": False, "width": 0.125}])
+def test_parts_can_be_left_out_and_a_file_tells_which(options):
+    torch.manual_seed(5)
+    network = Inpainter(**options).eval()
+    albedo, visible = torch.rand(2, 3, 64, 64), torch.ones(2, 1, 64, 64)
+    result = network(albedo, visible)
+    assert result.albedo.shape == albedo.shape and result.confidence.shape == visible.shape
+    again = Inpainter.like(network.state_dict()).eval()
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again(albedo, visible).albedo, result.albedo)
+    if not options.get("mirrored", True):
+        network.mirror = None  # nothing is mirrored
+        assert torch.equal(network(albedo, visible).albedo, result.albedo)
+    with pytest.raises(ValueError, match="width"):
+        Inpainter(width=0.3)
+
+
 @pytest.mark.parametrize("name", ["encoder", "occlusion", "inpainter"])
 @torch.no_grad()
 def test_half_precision_keeps_outputs_in_single(name):

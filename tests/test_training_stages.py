@@ -1,6 +1,8 @@
 """Augmentation moves image and ground truth together; the stages' losses and measures on known cases."""
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
 from models.renderer import rotation
 from utils import checkpoints, config
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,22 @@ def test_ellipses_lie_where_they_are_drawn():
     ellipse, nothing = shapes.draw(torch.device("cpu"))[:, 0]
     assert ellipse[10, 15] and ellipse[10, 25] and not ellipse[10, 26] and ellipse[12, 20] and not ellipse[13, 20]
     assert int(ellipse.sum()) == pytest.approx(np.pi * 6 * 3, rel=0.1) and not nothing.any()
+
+
+def test_the_inpainters_parts_can_be_chosen():
+    chosen = {"attention": True, "gated": False, "mirrored": False, "width": 0.25}
+    network = build._new_inpainter(config.parse(["--inpainter-options", json.dumps(chosen)], ""))
+    assert network.attention and network.mirrored is None and network.middle.gate is None
+    assert network.output.weight.shape[1] == 8
+    for wrong, message in (({"depth": 3}, "depth: there are"), ({"gated": 1}, "gated: one of True, False"),
+                           ({"width": 0.3}, "width: one of"), ({"width": True}, "width: one of")):
+        with pytest.raises(UserError, match=message):
+            build._new_inpainter(config.parse(["--inpainter-options", json.dumps(wrong)], ""))
+
+
+@pytest.mark.parametrize("stage", ["encoder", "occlusion", "inpainter", "refiner", "inpainter2d"])
+def test_a_wrong_loss_is_named_before_anything_is_loaded(stage):
+    settings = config.parse(["--stage", stage, "--loss-options", '{"beauty": 1}', "--synthetic-cache", "missing",
+                             "--portraits", "missing"], "")
+    with pytest.raises(UserError, match=f"beauty is no loss of --stage {stage}; it has"):
+        build.build_training_data(settings)

@@ -145,6 +145,8 @@ OPTIONS = {
         Option("is_using_frecon", "bool", False, "use the perceptual loss (ImageNet VGG16 features)"),
         Option("use_conf", "bool", True, "weigh the pixel losses by the predicted uncertainty"),
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
+        Option("inpainter_options", "json", {}, "--stage inpainter: how the network departs from the paper's, a JSON "
+               'object of attention, gated, mirrored (true or false) and width (0.125, 0.25, 0.5, 1 or 2)'),
         Option("ema", "float", 0.999, "decay per step of the weights' moving average, which is validated and shipped; "
                "0 = none", least=0, most=1),
         Option("skip_bad_steps", "bool", False, "leave out steps whose loss or gradient is not finite, instead of "
