@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -24,8 +25,10 @@ HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
 HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
-NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": (), "inpainter2d": ("gan_start",),
+NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("only_beside",), "inpainter2d": ("gan_start",),
               "encoder": ("albedo_every",), "occlusion": ("only_hair",)}  # keys of --loss-options
+STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
+                 "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -97,8 +100,9 @@ def build_training_data(settings: Any) -> tuple[Dataset, Dataset]:
     """(training set, held-out set that chooses the best checkpoint); they share no face.
 
     Raises:
-        UserError: the data is missing, or cannot train this stage.
+        UserError: the data is missing, or cannot train this stage, or --loss-options names an unknown loss.
     """
+    _check_loss_options(settings)
     kind = settings.dataset_train
     if settings.stage == "encoder" and kind != "Synthetic":
         raise UserError(f"--stage encoder learns from known shapes, which --dataset-train {kind} has not: "
@@ -189,7 +193,11 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
     unseen = [index for index in range(len(labelled)) if fold_of(index) == HELD_OUT_FOLD]
     seen = [index for index in range(len(labelled)) if fold_of(index) != HELD_OUT_FOLD]
     unseen = unseen[:HELD_OUT_PORTRAITS]
-    fields = tuple(labelled[0])
+    fields = tuple(name for name in labelled[0] if name in faces[0])
+    if settings.stage == "refiner" and "hair" not in fields:
+        warning("these faces do not tell hair: none is learnt to be filled in; write them anew with python -m "
+                "datasets.synthetic")
+    labelled = Fields(labelled, fields)
     few = Subset(Fields(held_out, fields), range(min(len(held_out), max(1, len(unseen) // 3))))
     return (mix(faces, Subset(labelled, seen), settings.portrait_share),
             ConcatDataset([Subset(labelled, unseen), few]))
@@ -319,12 +327,18 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
     """
     builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage,
                 "refiner": _refiner_stage, "inpainter2d": _image_stage}
-    stage = builders[settings.stage](settings, train_set)
-    unknown = set(settings.loss_options) - set(stage.weights) - set(NOT_LOSSES[settings.stage])
+    _check_loss_options(settings)
+    return builders[settings.stage](settings, train_set)
+
+
+def _check_loss_options(settings: Any) -> None:
+    """Raises UserError if --loss-options names what is no loss of the stage; before anything takes time."""
+    modules = [importlib.import_module(f"engine.{name}") for name in STAGE_MODULES[settings.stage]]
+    known = list(dict.fromkeys(name for module in modules for name in module.DEFAULT_WEIGHTS))
+    unknown = set(settings.loss_options) - set(known) - set(NOT_LOSSES[settings.stage])
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
-                        f"it has {', '.join(stage.weights)}")
-    return stage
+                        f"it has {', '.join(known)}")
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
@@ -381,11 +395,10 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.inpainter_stage import InpainterStage
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
-    from models.inpainter import Inpainter
     from models.layers import fold_for_inference
     from models.weights import load_inpainter, load_occlusion
     encoder, model, _ = _load_geometry(settings)
-    inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else Inpainter(mirror=mirror_uv)
+    inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else _new_inpainter(settings)
     occlusion = None
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
@@ -395,6 +408,19 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
     return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf, **options)
+
+
+def _new_inpainter(settings: Any) -> torch.nn.Module:
+    """The paper's network, or what --inpainter-options makes of it."""
+    from models.inpainter import WIDTHS, Inpainter
+    options = settings.inpainter_options
+    for name, value in options.items():
+        allowed = WIDTHS if name == "width" else (True, False)
+        if name not in ("attention", "gated", "mirrored", "width"):
+            raise UserError(f"--inpainter-options {name}: there are attention, gated, mirrored and width")
+        if isinstance(value, bool) is (name == "width") or value not in allowed:
+            raise UserError(f"--inpainter-options {name}: one of {', '.join(map(str, allowed))}, not {value!r}")
+    return Inpainter(mirror=mirror_uv, **options)
 
 
 def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
@@ -414,8 +440,10 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     portraits = FolderFaces(settings.portraits)
     models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
-    return RefinerStage(completion, _new_refiner(settings), load_linear(settings.linear_ckpt), models, folds,
-                        settings.loss_options)
+    weights = dict(settings.loss_options)
+    only_beside = bool(weights.pop("only_beside", 0))
+    return RefinerStage(completion, _new_refiner(settings), load_linear(settings.linear_ckpt), models, folds, weights,
+                        only_beside)
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

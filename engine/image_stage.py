@@ -31,7 +31,7 @@ class ImageStage(InpainterStage):
         super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, **options)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
-        image, face, hole, _ = self._examples(batch, rngs, autocast)
+        image, face, hole, *_ = self._examples(batch, rngs, autocast)
         with autocast():
             picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)
         picture = picture.float()

@@ -7,7 +7,7 @@ to those seen in the photo.
 """
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,18 @@ DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "p
 HOLE_WEIGHT = 5.0  # added to the weight 1 of a texel's albedo loss where it is hidden: copying the rest is easy
 RECTANGLES = 0.7  # share of rectangular holes; the others are ellipses
 COVERED_OCCLUDERS = 0.5  # share of the images with occluders whose occluders are made part of the hole
+
+
+class Examples(NamedTuple):
+    """image (B, 3, 256, 256) in [-1, 1]; face, hole (B, 1, 256, 256) bool; albedo: the true UV albedo (B, 3, 192, 256)
+    in [0, 1], or None; occluder (B, 1, 256, 256) bool: occlusion but for the face's own hair, where that is told.
+    """
+
+    image: Tensor
+    face: Tensor
+    hole: Tensor
+    albedo: Tensor | None
+    occluder: Tensor
 
 
 class InpainterStage(Stage):
@@ -56,7 +68,7 @@ class InpainterStage(Stage):
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
-        image, face, hole, albedo = self._examples(batch, rngs, autocast)
+        image, face, hole, albedo, _ = self._examples(batch, rngs, autocast)
         with torch.no_grad(), autocast():
             factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))
             target = self.completion.albedo(image, factors.positions, factors.uv_shade)
@@ -119,11 +131,8 @@ class InpainterStage(Stage):
                 "penalty": L.guard_gan(L.gradient_penalty(discriminator, real, fake, alpha))}
 
     def _examples(self, batch: Mapping[str, Any], rngs: Sequence[np.random.Generator],
-                  autocast: Autocast) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Images (B, 3, 256, 256), face regions and holes (B, 1, 256, 256) bool, true UV albedo in [0, 1] or None.
-
-        Half of them are mirrored, and their colours vary.
-        """
+                  autocast: Autocast) -> Examples:
+        """Half of them are mirrored, and their colours vary."""
         image = to_float(batch["image"])
         labels = self._labels(image, batch, autocast)
         mirror = chances(rngs, 0.5, image.device)[:, None, None, None]
@@ -133,10 +142,18 @@ class InpainterStage(Stage):
         if "albedo" in batch:
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
-        face = labels == FACE
-        hole = training_holes(rngs, face)
+        face, occluder = labels == FACE, labels == OCCLUSION
+        hole = training_holes(rngs, self._may_be_hidden(face))
         covered = chances(rngs, COVERED_OCCLUDERS, image.device)[:, None, None, None]
-        return image, face, hole | ((labels == OCCLUSION) & covered), albedo
+        hole |= occluder & covered
+        if "hair" in batch:
+            hair = batch["hair"][:, None] > 0
+            occluder &= ~torch.where(mirror, hair.flip(3), hair)
+        return Examples(image, face, hole, albedo, occluder)
+
+    def _may_be_hidden(self, face: Tensor) -> Tensor:
+        """Where rectangular holes lie, (B, 1, H, W) bool."""
+        return face
 
     def _labels(self, image: Tensor, batch: Mapping[str, Any], autocast: Autocast) -> Tensor:
         """Labels (B, 1, 256, 256) from the dataset, else from the occlusion net on the whole images."""

@@ -25,7 +25,7 @@ from engine.encoder_stage import crop_landmarks, window
 from engine.turning import random_turn, turn_head
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
-from models.occlusion import BACKGROUND, FACE
+from models.occlusion import BACKGROUND, FACE, OCCLUSION
 from models.renderer import project
 from utils.errors import UserError
 from utils.files import read_json
@@ -85,19 +85,21 @@ class Fields(Dataset):
 
 
 class LabelledFaces(Dataset):
-    """Real faces without more than {"image": uint8 (3, 256, 256), "labels": uint8 (256, 256), "name"}.
+    """Real faces: {"image": uint8 (3, 256, 256), "labels", "hair": uint8 (256, 256), "name"}.
 
-    images: uint8 (N, 3, 256, 256); labels: uint8 (N, 256, 256); names: N.
+    images: uint8 (N, 3, 256, 256); labels: uint8 (N, 256, 256), the classes of `models.occlusion`; hair: uint8
+    (N, 256, 256), 1 where occlusion is the face's own hair; names: N.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, names: list[str]):
-        self.images, self.labels, self.names = images, labels, names
+    def __init__(self, images: Tensor, labels: Tensor, hair: Tensor, names: list[str]):
+        self.images, self.labels, self.hair, self.names = images, labels, hair, names
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "labels": self.labels[index], "name": self.names[index]}
+        return {"image": self.images[index], "labels": self.labels[index], "hair": self.hair[index],
+                "name": self.names[index]}
 
 
 @torch.no_grad()
@@ -105,9 +107,12 @@ def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progr
     """All faces of a folder, with the labels that the occlusion net gives them."""
     items = [faces[index] for index in range(len(faces))]
     device = next(occlusion.parameters()).device
-    labels = [occlusion(to_float(item["image"][None].to(device))).argmax(1)[0].to(torch.uint8).cpu()
-              for item in progress(items, "labelling portraits", len(items), log_type)]
-    return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels),
+    labels, hair = [], []
+    for item in progress(items, "labelling portraits", len(items), log_type):
+        probabilities, is_hair = occlusion.with_hair(to_float(item["image"][None].to(device)))
+        labels.append(probabilities.argmax(1)[0].to(torch.uint8).cpu())
+        hair.append((is_hair[0, 0].cpu() & (labels[-1] == OCCLUSION)).to(torch.uint8))
+    return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels), torch.stack(hair),
                          [item["name"] for item in items])
 
 

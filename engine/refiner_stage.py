@@ -1,9 +1,11 @@
-"""Training of the refiner: the colours that the linear fill of real and built-in faces gets wrong in the hole.
+"""Training of the refiner: the colours that the linear fill of real and built-in faces gets wrong in the hole, and
+which of its pixels are hair or background instead.
 
 The linear model knows the portraits that it was made of, so on these its fill is better than on anybody else's face.
 Each portrait is therefore filled by a model that does without it (cross-validation), or the refiner would learn to
 trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
-as in a completion; the refiner alone is trained, on smoothed colours, since detail is none of its business.
+as in a completion; the refiner alone is trained: on the face on smoothed colours, since detail is none of its business
+there. Occluders other than the face's own hair are nothing that a hole should be filled with, so they teach it nothing.
 """
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from models.inpainter import Inpainting
 from models.linear import REDUCTION, blur
 from models.refiner import SMOOTHNESS
 
-DEFAULT_WEIGHTS = {"colour": 1.0}
+DEFAULT_WEIGHTS = {"colour": 1.0, "beside": 0.25, "odds": 0.1}
+REACH = 12  # pixels around the face that rectangular holes hide, too: hair and background
+VISIBLE_WEIGHT = 0.1  # of visible pixels in the loss "odds": to tell what they show is easy
 
 
 class FoldedPrior(nn.Module):
@@ -53,21 +57,26 @@ class RefinerStage(InpainterStage):
 
     completion: FaceCompletion with the frozen encoder and occlusion net. prior: the linear model of all portraits, for
     faces that are none. fold_models: those that each leave out a fold; folds: a portrait's name -> its fold.
+    only_beside: train what is beside the face alone; the colours of the face stay as they are.
     """
 
     name = "refiner"
 
     def __init__(self, completion: FaceCompletion, refiner: nn.Module, prior: nn.Module,
                  fold_models: Sequence[nn.Module], folds: Mapping[str, int],
-                 weights: Mapping[str, float] | None = None):
+                 weights: Mapping[str, float] | None = None, only_beside: bool = False):
         completion.inpainter = refiner
         super().__init__(completion, nn.Identity(), {"gan": 0.0})
+        self.only_beside = only_beside
+        if only_beside:
+            refiner.requires_grad_(False)
+            refiner.beside.requires_grad_(True)
         self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}  # none of the inpainter's losses
         self.priors, self.folds = nn.ModuleList([*fold_models, prior]), dict(folds)
         self.frozen["priors"] = self.priors
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
-        image, face, hole, _ = self._examples(batch, rngs, autocast)
+        image, face, hole, _, occluder = self._examples(batch, rngs, autocast)
         fill = self._inpainter(self.networks, batch)
         with torch.no_grad(), autocast():
             masked = torch.where(hole, 0, image)
@@ -75,13 +84,17 @@ class RefinerStage(InpainterStage):
             albedo = fill.prior(factors.albedo_in, factors.uv_visible.float()).albedo
             drawn, coverage = self.completion.render_face(albedo, factors.uv_shade, factors.raster)
             completed = blend(masked, hole & coverage, drawn, (coverage & face & ~hole).float())
+        if self.only_beside:
+            fill.refiner.network.eval()  # its singular vectors stay as they are, too
         with autocast():
             refined = fill.refiner(masked, completed, hole, coverage)
-        known = (hole & coverage & face).float()
-        weight = F.avg_pool2d(known, REDUCTION)
-        error = blur(F.avg_pool2d((refined.float() - image) * known, REDUCTION) / weight.clamp(min=1e-6), weight,
-                     SMOOTHNESS)
-        return {"colour": L.guard_pixel(L.weighted_mean(error.abs(), weight))}, None
+        colour = _smooth_error(refined.face.float() - image, hole & coverage & face)
+        return {"colour": L.guard_pixel(colour.detach() if self.only_beside else colour),
+                "beside": L.guard_pixel(L.pixel_loss(refined.beside.float(), image, mask=hole & ~face & ~occluder)),
+                "odds": L.guard_pixel(_odds_loss(refined.odds, face, hole, coverage & ~occluder))}, None
+
+    def _may_be_hidden(self, face: Tensor) -> Tensor:
+        return F.max_pool2d(face.float(), 2 * REACH + 1, 1, REACH) > 0
 
     def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Fill:
         choice = [self.folds.get(name, len(self.priors) - 1) for name in batch["name"]]
@@ -93,3 +106,16 @@ class RefinerStage(InpainterStage):
             return super()._complete(inpainter.prior, image, hole)
         finally:
             self.completion.refiner = None
+
+
+def _smooth_error(difference: Tensor, known: Tensor) -> Tensor:
+    """Mean magnitude of a difference (B, 3, H, W), smoothed as the refiner's correction is, where known (B, 1, H, W)."""
+    weight = F.avg_pool2d(known.float(), REDUCTION)
+    smooth = blur(F.avg_pool2d(difference * known, REDUCTION) / weight.clamp(min=1e-6), weight, SMOOTHNESS)
+    return L.weighted_mean(smooth.abs(), weight)
+
+
+def _odds_loss(odds: Tensor, face: Tensor, hole: Tensor, asked: Tensor) -> Tensor:
+    """Cross-entropy of log odds with face; all (B, 1, H, W), asked: which pixels count."""
+    loss = F.binary_cross_entropy_with_logits(odds, face.to(odds.dtype), reduction="none")
+    return L.weighted_mean(loss, asked * (VISIBLE_WEIGHT + (1 - VISIBLE_WEIGHT) * hole))

@@ -106,8 +106,13 @@ class SegmentationEvaluator:
                             worker_init_fn=start_worker)
         for batch in progress(loader, "labelling", len(loader), self.options.log_type if world.is_main else "none"):
             image = from_uint8(batch["image"].to(world.device))
-            predicted = self.network(image).argmax(1).cpu()
-            hair = self.network.hair(image)[:, 0].cpu() if self.knows_hair and "labels" not in batch else None
+            hair = None
+            if self.knows_hair and "labels" not in batch:
+                predicted, hair = self.network.with_hair(image)
+                hair = hair[:, 0].cpu()
+            else:
+                predicted = self.network(image)
+            predicted = predicted.argmax(1).cpu()
             places = world.places(len(self.found), len(predicted))
             for index, (place, name) in enumerate(zip(places, batch["name"])):
                 labels = batch["labels"][index] if "labels" in batch else None

@@ -101,8 +101,9 @@ class FaceCompletion(nn.Module):
     `models.morphable.mirror_uv`. occlusion: image -> label probabilities: which of the visible pixels show the face,
     and for :meth:`predict_hole` the hole; without it all visible pixels of the mesh count as face.
     iterations: refinements; from the second on E sees the completed image (paper section 3.3).
-    refiner: `models.refiner.Refiner`, corrects the colours of the drawn face in the last iteration (no part of the
-    paper). grain: give the fill the sharpness and grain of the visible pixels (no part of the paper).
+    refiner: `models.refiner.Refiner`, corrects the colours of the drawn face in the last iteration and fills in what is
+    beside it (no part of the paper). grain: give the fill the sharpness and grain of the visible pixels (no part of the
+    paper).
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
     agrees but for rounding, which can tip a pixel by a grey level.
@@ -194,7 +195,11 @@ class FaceCompletion(nn.Module):
         """
         if self.occlusion is None:
             raise ValueError("predicting the hole needs an occlusion net")
-        return occluders(self._label(image), None if hair else self.occlusion.hair(image))
+        if hair:
+            return occluders(self._label(image))
+        items = image.split(1) if self.one_by_one else [image]
+        labels, kept = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
+        return occluders(labels.float(), kept)
 
     def _label(self, image: torch.Tensor) -> torch.Tensor:
         if not self.one_by_one:
@@ -216,8 +221,10 @@ class FaceCompletion(nn.Module):
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
             if self.refiner is not None and iteration + 1 == self.iterations:
-                covered = self.refiner(masked, covered, hole, coverage)
-            seen = keep_grey(fill_beside(covered, hole & ~coverage, coverage), hole)
+                filled = self.refiner(masked, covered, hole, coverage).picture
+            else:
+                filled = fill_beside(covered, hole & ~coverage, coverage)
+            seen = keep_grey(filled, hole)
             # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
             if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):
                 face = self._label(seen)

@@ -73,4 +73,7 @@ class ImageCompletion(nn.Module):
     @torch.no_grad()
     def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         """As `models.completion.FaceCompletion.predict_hole`."""
-        return occluders(self.occlusion(image).float(), None if hair else self.occlusion.hair(image))
+        if hair:
+            return occluders(self.occlusion(image).float())
+        labels, kept = self.occlusion.with_hair(image)
+        return occluders(labels.float(), kept)

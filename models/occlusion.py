@@ -65,10 +65,12 @@ class OcclusionNet(nn.Module):
         self.hair_heads.to(self.output.weight.device)
 
     @torch.no_grad()
-    def hair(self, image: torch.Tensor) -> torch.Tensor:
-        """Where occlusion is rather hair, (B, 1, H, W) bool; nowhere if the net does not know it."""
-        score = self.scores(image)[1]
-        return torch.zeros_like(image[:, :1], dtype=torch.bool) if score is None else score > 0
+    def with_hair(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Label probabilities (B, 3, H, W) as of the net itself, and where occlusion is rather hair, (B, 1, H, W) bool:
+        nowhere if the net does not know it. In one pass.
+        """
+        logits, odds = self.scores(image)
+        return logits.softmax(dim=1), torch.zeros_like(image[:, :1], dtype=torch.bool) if odds is None else odds > 0
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""

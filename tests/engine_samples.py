@@ -134,6 +134,9 @@ class SmallOcclusion(nn.Module):
     def scores(self, image):
         return self.logits(image), None
 
+    def with_hair(self, image):
+        return self(image), torch.zeros_like(image[:, :1], dtype=torch.bool)
+
     def forward(self, image):
         return self.logits(image).softmax(1)
 

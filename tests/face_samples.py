@@ -123,8 +123,8 @@ class StandInOcclusion(nn.Module):
         labels = torch.where(red, 1, torch.where(dark, 2, 0))
         return 0.96 * nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).to(image.dtype) + 0.01
 
-    def hair(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(image[:, :1], dtype=torch.bool)
+    def with_hair(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(image), torch.zeros_like(image[:, :1], dtype=torch.bool)
 
 
 def picture(batch: int, size: int, seed: int = 0) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_heads_for_hair_change_no_label():
     torch.manual_seed(0)
     network, image = OcclusionNet(reduction=0.5).eval(), torch.rand(2, 3, 128, 96) * 2 - 1
     before = network(image)
-    assert not network.knows_hair and not network.hair(image).any()
+    assert not network.knows_hair and not network.with_hair(image)[1].any()
     network.learn_hair()
     assert network.knows_hair and network.scores(image)[1].shape == (2, 1, 128, 96)
     assert torch.equal(network(image), before)
@@ -122,10 +122,10 @@ class Halves(nn.Module):
         labels[:, :, 100:150, 150:200] = torch.tensor([0.02, 0.96, 0.02])[:, None, None]
         return labels
 
-    def hair(self, image):
+    def with_hair(self, image):
         found = torch.zeros(len(image), 1, *image.shape[2:], dtype=torch.bool)
         found[..., :60] = True
-        return found
+        return self(image), found
 
 
 def test_the_hole_without_hair():

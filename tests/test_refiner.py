@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,7 @@ from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainting
 from models.linear import LinearInpainter, enlarge, reduce
 from models.morphable import MorphableModel
-from models.refiner import Refiner
+from models.refiner import SOFT_EDGE, Refiner, soft_edge
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -56,19 +57,83 @@ def picture(size: int = 256, count: int = 2):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [256, 224])
-def test_only_the_hole_on_the_face_changes_and_nothing_hidden_is_read(size):
+def test_only_the_hole_changes_and_nothing_hidden_is_read(size):
     torch.manual_seed(0)
-    image, completed, hole, face = picture(size)
+    image, completed, hole, mesh = picture(size)
     refiner = Refiner().eval()
-    refined = refiner(image, completed, hole, face)
-    inside = (hole & face).expand_as(image)
-    assert torch.equal(refined[~inside], completed[~inside])
-    assert (refined - completed)[inside].abs().mean() > 1e-4
+    refined = refiner(image, completed, hole, mesh)
+    hidden = hole.expand_as(image)
+    assert torch.equal(refined.picture[~hidden], image[~hidden])
+    assert (refined.face - completed)[(hole & mesh).expand_as(image)].abs().mean() > 1e-4
     noise = torch.rand_like(image)
-    again = refiner(torch.where(hole, noise, image), torch.where(hole & ~face, noise, completed), hole, face)
-    assert torch.equal(again[inside], refined[inside])
-    alone = refiner(image[1:], completed[1:], hole[1:], face[1:])
-    torch.testing.assert_close(refined[1:], alone, rtol=0, atol=1e-5)
+    again = refiner(torch.where(hole, noise, image), torch.where(hole & ~mesh, noise, completed), hole, mesh)
+    for name in ("picture", "odds", "share"):
+        assert torch.equal(torch.where(hole, getattr(again, name), 0), torch.where(hole, getattr(refined, name), 0))
+    alone = refiner(image[1:], completed[1:], hole[1:], mesh[1:])
+    torch.testing.assert_close(refined.picture[1:], alone.picture, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_odds_choose_between_the_face_and_what_is_beside_it():
+    torch.manual_seed(0)
+    image, completed, hole, mesh = picture()
+    refiner, hidden = Refiner().eval(), hole.expand_as(image)
+    core = -F.max_pool2d(-mesh.float(), 2 * SOFT_EDGE + 1, 1, SOFT_EDGE) > 0
+    for constant, chosen in ((60.0, "face"), (-60.0, "beside")):
+        refiner.beside.output.bias[3] = constant
+        refined = refiner(image, completed, hole, mesh)
+        wanted = torch.where(hole & core, getattr(refined, chosen), refined.beside)
+        where = (hole & (core | ~mesh)).expand_as(image)
+        torch.testing.assert_close(refined.picture[where], wanted[where], rtol=0, atol=1e-6)
+        assert float(refined.share[~mesh].max()) == 0
+    assert (refined.beside - image)[hidden].abs().mean() > 1e-3
+
+
+@torch.no_grad()
+def test_the_edge_is_soft_within_the_region():
+    region = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    region[..., 5:15, 5:] = True
+    share = soft_edge(region)[0, 0]
+    assert (share[:5] == 0).all() and (share[7:13, 7:] == 1).all()
+    assert 0 < share[5, 12] < share[6, 12] < 1
+
+
+def test_hair_is_to_be_filled_in_and_other_occluders_teach_nothing():
+    """A face whose lower end is hidden by an occluder that is hair in its left half."""
+    torch.manual_seed(0)
+    refiner = Refiner()
+    stage = RefinerStage(small_completion(nn.Identity()), refiner, Constant(0.0), [], {})
+    stage.to(torch.device("cpu"))
+    batch = next(iter(DataLoader(SmallFaces(2), batch_size=2)))
+    examples = {}
+    for kind in ("untold", "hair"):
+        if kind == "hair":
+            batch["hair"] = ((batch["labels"] == 1) & (torch.arange(256) < 128)).to(torch.uint8)
+        examples[kind] = stage._examples(batch, face_generators((0,), range(2)), nullcontext)
+    assert examples["untold"].occluder.sum() == (batch["labels"] == 1).sum()
+    assert examples["hair"].occluder.sum() == (batch["labels"] == 1).sum() - batch["hair"].sum()
+    losses, _ = stage.losses(batch, face_generators((0,), range(2)), nullcontext, 0)
+    assert set(losses) == set(stage.weights) == {"colour", "beside", "odds"}
+    (losses["beside"] + losses["odds"]).backward()
+    assert refiner.network.output.weight.grad is None and (refiner.beside.output.weight.grad != 0).all()
+    losses, _ = stage.losses(batch, face_generators((0,), range(2)), nullcontext, 0)
+    losses["colour"].backward()
+    assert refiner.network.output.weight.grad.abs().max() > 0 and refiner.gain.grad.abs().min() > 0
+
+
+def test_only_what_is_beside_the_face_is_trained_if_asked():
+    torch.manual_seed(0)
+    refiner = Refiner()
+    before = {name: value.clone() for name, value in refiner.state_dict().items()}
+    stage = RefinerStage(small_completion(nn.Identity()), refiner, Constant(0.0), [], {}, only_beside=True)
+    optimiser = torch.optim.Adam([value for value in refiner.parameters() if value.requires_grad])
+    refiner.train()
+    losses, _ = stage.losses(next(iter(DataLoader(SmallFaces(2), batch_size=2))), face_generators((0,), range(2)),
+                             nullcontext, 0)
+    sum(losses.values()).backward()
+    optimiser.step()
+    changed = {name.split(".")[0] for name, value in refiner.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"beside"}
 
 
 @torch.no_grad()
@@ -79,8 +144,11 @@ def test_starting_from_the_2d_baseline_gives_its_colours():
     refiner.start_from(baseline.state_dict())
     image, completed, hole, _ = picture()
     values, share = reduce(torch.where(hole, 0, image), (~hole).float())
-    found = refiner.network(torch.cat([values, completed[..., ::2, ::2]], 1), share).albedo
-    torch.testing.assert_close(enlarge(found), baseline(torch.where(hole, 0, image), ~hole), rtol=0, atol=1e-5)
+    found, maps = refiner.network.with_maps(torch.cat([values, completed[..., ::2, ::2]], 1), share)
+    torch.testing.assert_close(enlarge(found.albedo), baseline(torch.where(hole, 0, image), ~hole), rtol=0, atol=1e-5)
+    # So does its second end, but for a sum of weights that its fourth output no longer takes part in.
+    ratio = refiner.beside(maps).albedo / found.albedo
+    assert 0.9 < float(ratio.quantile(0.1)) and float(ratio.quantile(0.9)) < 1.3
 
 
 @torch.no_grad()
@@ -175,7 +243,7 @@ def test_training_lowers_the_loss(kind):
 def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage):
     for index in range(10):
         write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), 20 * index, np.uint8))
-    occlusion = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softmax(1)).eval()
+    occlusion = SmallOcclusion().eval()
     settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.5", "--stage", stage,
                              "--log-type", "traditional"], "")
     monkeypatch.setattr("models.weights.load_occlusion", lambda path: (occlusion, {}))
@@ -190,7 +258,7 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
 
 def test_the_refiner_has_none_of_the_inpainters_losses():
     stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), [], {}, {"colour": 2.0})
-    assert stage.weights == {"colour": 2.0} and not stage.critics
+    assert stage.weights == {"colour": 2.0, "beside": 0.25, "odds": 0.1} and not stage.critics
 
 
 def test_the_refiner_needs_portraits():
@@ -237,7 +305,7 @@ def test_weight_files(tmp_path):
 @torch.no_grad()
 def test_the_correction_has_no_detail():
     torch.manual_seed(0)
-    image, completed, hole, face = picture()
-    change = (Refiner().eval()(image, completed, hole, face) - completed)[..., 60:160, 80:180]
+    image, completed, hole, mesh = picture()
+    change = (Refiner().eval()(image, completed, hole, mesh).face - completed)[..., 60:160, 80:180]
     assert change.abs().max() > 1e-4
     assert change.diff(dim=-1).abs().max() < 0.2 * change.abs().max()

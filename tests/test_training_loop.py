@@ -125,7 +125,7 @@ def test_encoder_sees_the_masked_image_and_hidden_pixels_do_not_matter(tmp_path)
     seen = []
     stage.completion.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     batch = {key: torch.stack([SmallFaces(2)[index][key] for index in range(2)]) for key in ("image", "labels")}
-    image, face, hole, _ = stage._examples(batch, face_generators((0,), range(2)), torch.no_grad)
+    image, face, hole, *_ = stage._examples(batch, face_generators((0,), range(2)), torch.no_grad)
     assert hole.any()
     factors = [stage.completion.factor(torch.where(hole, value, image), hole) for value in (-1.0, 1.0)]
     assert torch.equal(seen[0], seen[1]) and (seen[0][hole[..., 16:240, 16:240].expand_as(seen[0])] == 0).all()
