@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kSuccess = -1;
 constexpr int64_t kFailure = -2;
-constexpr int64_t kSmallestSlice = 32768;  // triangles; below this a further thread costs more than it saves
+constexpr int64_t kSmallestSlice = 131072;  // triangles; below this a further thread begins too late to be of use
 constexpr int64_t kRowsPerTask = 16;
 constexpr int kLargestSide = 32000;       // pixels; the kernels' boxes are 16-bit numbers
 
