@@ -42,7 +42,8 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     quarter = free / 4
     for _ in range(RELAXATIONS):
         around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
-        vertical, horizontal = around[..., :-2, 1:-1] + around[..., 2:, 1:-1], around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
+        vertical = around[..., :-2, 1:-1] + around[..., 2:, 1:-1]
+        horizontal = around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
         filled = torch.addcmul(known, quarter, vertical + horizontal)
     return filled
 
