@@ -12,6 +12,8 @@ COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of it
 MIN_SAMPLES = 150  # pixels from which the detail of an area can be told
 SAMPLES = 40_000  # pixels that are looked at to tell it
 TOO_SHARP = 1.5  # ratio from which a band whose edges are stronger than any around is damped
+FLAT = 0.2  # share of the pixels that are taken for flat: where little skin is visible, most of it may be eyes and brows
+FLAT_SIGMA = 2.0  # photo pixels, of the Gaussian over which a band's power is averaged to find its flat parts
 EDGES = 98  # percentile of a band's absolute values that stands for its edges
 # Luminance and two colour differences, in which grain is nearly independent; rows are the three channels.
 _TO_YCC = np.array([LUMA, [0.5, -0.4187, -0.0813], [-0.1687, -0.3313, 0.5]], np.float32)
@@ -46,7 +48,7 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
     aligned crop. seed: of the grain.
 
     Band by band (differences of Gaussians), down to what the crop resolves: a band that is weaker in the hole than
-    around it gets noise of the same band. Strength is the median deviation, which edges hardly change; skin and what
+    around it gets noise of the same band. Strength is that of the flattest parts, where there are no edges; skin and what
     lies beside it are compared with their own kind. A band whose edges are stronger in the hole than anywhere around,
     as in a blurred photo, is damped.
     """
@@ -64,10 +66,11 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
         band, grain = finer - coarser, finer_noise - coarser_noise
         grain /= np.maximum(grain.std(axis=(0, 1)), 1e-6)
         damping = _damping(band, **places)
+        power = cv2.GaussianBlur(band * band, (0, 0), FLAT_SIGMA)
         amplitudes = np.zeros((3, 3), np.float32)
         for index, (inside, around) in enumerate(areas, start=1):
             if len(inside[0]) and len(around[0]) >= MIN_SAMPLES:
-                missing = _strength(band[around]) ** 2 - (damping * _strength(band[inside])) ** 2
+                missing = _strength(power[around]) ** 2 - (damping * _strength(power[inside])) ** 2
                 amplitudes[index] = np.sqrt(np.maximum(missing, 0))
         result += amplitudes[area_of] * grain
         if damping < 1:
@@ -83,9 +86,9 @@ def _some(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[::step], columns[::step]
 
 
-def _strength(values: np.ndarray) -> np.ndarray:
-    """Standard deviation per channel of (N, 3) values, were they normally distributed, from the median deviation."""
-    return (1.4826 * np.median(np.abs(values - np.median(values, axis=0)), axis=0)).astype(np.float32)
+def _strength(power: np.ndarray) -> np.ndarray:
+    """Standard deviation per channel of a band's flattest parts, from its local power (N, 3)."""
+    return np.sqrt(np.quantile(power, FLAT, axis=0)).astype(np.float32)
 
 
 def _damping(band: np.ndarray, hole: tuple[np.ndarray, ...], around: tuple[np.ndarray, ...]) -> np.float32:
