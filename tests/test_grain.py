@@ -32,6 +32,18 @@ def test_no_grain_is_added_to_a_clean_picture_and_items_do_not_mix():
     assert torch.equal(both[1:], match_grain(rough, hole, skin[:1]))
 
 
+def test_eyes_and_brows_are_no_grain():
+    """Clean skin of which less than half is flat: the rest are stripes as fine as grain."""
+    image, hole = grainy(0.0)
+    stripes = 0.2 * (torch.arange(128) % 2).float().expand(1, 3, 128, 128)
+    busy = (torch.arange(128) < 80)[:, None] & ~hole
+    image = torch.where(busy, image + stripes, image)
+    skin = torch.ones_like(hole)
+    assert float(busy.sum() / (~hole).sum()) > 0.5
+    change = (match_grain(image, hole, skin) - image)[hole.expand_as(image)]
+    assert change.std() < 0.01
+
+
 def test_a_grey_picture_gets_grey_grain():
     image, hole = grainy(0.1)
     image = image[:, :1].expand(-1, 3, -1, -1)
