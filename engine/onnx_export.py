@@ -8,7 +8,8 @@ batch is free; numbers are float32 but for masks of pictures, which are bool.
 
     encoder.onnx      image (B, 3, 224, 224) -> code_shape, code_albedo, ...: the fields of `models.encoder.FaceCode`
     occlusion.onnx    image (B, 3, S, S), S of --resolution -> probabilities (B, 3, S, S)
-    refiner.onnx      --model-type refined: image, completed (B, 3, S, S), hole, face (B, 1, S, S) -> refined, as image
+    refiner.onnx      --model-type refined: image, completed (B, 3, S, S), hole, mesh (B, 1, S, S) -> refined_picture,
+                      refined_face, ...: the fields of `models.refiner.Refined`
     inpainter.onnx    --model-type 3dmm_pca: albedo (B, 3, 192, 256), visible (B, 1, 192, 256) -> completed, confidence
     inpainter2d.onnx  --model-type 2d: image (B, 3, 256, 256), visible (B, 1, 256, 256) -> completed (B, 3, 256, 256)
 
@@ -32,6 +33,7 @@ from datasets.alignment import WINDOW_SIZE
 from engine import build
 from models.encoder import FaceCode
 from models.morphable import UV_HEIGHT, UV_WIDTH
+from models.refiner import Refined
 from utils import config, files
 from utils.errors import UserError
 from utils.logging import note, progress, run_script
@@ -78,7 +80,8 @@ def parts_of(completion: nn.Module, model_type: str, size: int) -> list[Part]:
     if model_type == "refined":
         return [occlusion, encoder, Part("refiner", completion.refiner, lambda count: {
             "image": _picture(count, size), "completed": _picture(count, size).flip(3),
-            "hole": _mask(count, size, size), "face": _mask(count, size, size).flip(2)}, ["refined"])]
+            "hole": _mask(count, size, size), "mesh": _mask(count, size, size).flip(2)},
+            [f"refined_{name}" for name in Refined._fields])]
     if model_type == "3dmm_pca":
         return [occlusion, encoder, Part("inpainter", completion.inpainter, lambda count: {
             "albedo": _noise(count, 3, UV_HEIGHT, UV_WIDTH), "visible": _mask(count, UV_HEIGHT, UV_WIDTH).float()},
