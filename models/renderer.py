@@ -212,9 +212,10 @@ class Renderer(nn.Module):
         visible = (steepness > 0) & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
         tolerance = VISIBILITY_TOLERANCE / steepness.clamp(min=STEEPEST)
         planes = [part.flatten() for part in self._planes(positions, raster)]
-        top, left = rows.floor().clamp(0, height - 2), columns.floor().clamp(0, width - 2)
+        # Clamped as whole numbers: a position that is no number must not become the index of a pixel.
+        top, left = rows.floor().long().clamp(0, height - 2), columns.floor().long().clamp(0, width - 2)
         first = torch.arange(0, batch * height * width, height * width, device=positions.device)[:, None]
-        first_pixel = (first + top.long() * width + left.long()).flatten()
+        first_pixel = (first + top * width + left).flatten()
         below, beside = rows - top, columns - left
         for down, below_it, row_share in ((0, below, 1 - below), (width, below - 1, below)):
             for right, beside_it, column_share in ((0, beside, 1 - beside), (1, beside - 1, beside)):

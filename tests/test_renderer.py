@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import engine_samples
 import face_samples
 import golden_fill
 import numpy as np
@@ -334,3 +335,19 @@ def test_reference_backend_renders_the_same(renderer):
     positions, _, raster = posed(renderer, size=224, yaw=15)
     reference = zbuffer.rasterize(positions, renderer.morphable.triangles, (224, 224), cull=True, backend="reference")
     assert torch.equal(renderer.render(smooth_map(), raster), renderer.render(smooth_map(), reference))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e30])
+def test_positions_that_are_no_places_are_not_visible(value):
+    """As of an encoder whose training has failed: no error, and on a GPU no access beyond the picture."""
+    model = MorphableModel(engine_samples.small_definition())
+    renderer, positions = Renderer(model), model.mean[None] * 60 / model.mean.abs().max()
+    positions[..., :2] += 120
+    normals = torch.zeros(1, 3, 192, 256)
+    normals[:, 2] = 1
+    seen = renderer.uv_visibility(positions, normals, renderer.rasterize(positions, (256, 256)))
+    positions[0, ::2] = value
+    broken = renderer.uv_visibility(positions, normals, renderer.rasterize(positions, (256, 256)))
+    assert broken.sum() < seen.sum()
+    positions[:] = value
+    assert not renderer.uv_visibility(positions, normals, renderer.rasterize(positions, (256, 256))).any()
