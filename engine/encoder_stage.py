@@ -202,7 +202,7 @@ def draw(renderer: Any, code, albedo: Tensor) -> tuple[Tensor, Tensor]:
     vertices = renderer.morphable.vertices(shape)
     raster = renderer.rasterize(project(vertices, scale, pose), (WINDOW_SIZE, WINDOW_SIZE))
     shade = renderer.uv_shade(renderer.uv_normals(vertices, pose), light).clamp(min=MIN_SHADE)
-    return renderer.render(albedo * shade, raster), renderer.coverage(raster)
+    return renderer.render_covered(albedo * shade, raster)
 
 
 def window(crops: Tensor) -> Tensor:
