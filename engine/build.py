@@ -323,11 +323,15 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
     train_set: from :func:`build_training_data`; a few of its items say where the encoder starts.
 
     Raises:
-        UserError: --loss-options names an unknown loss, or a frozen network's weights are missing.
+        UserError: --loss-options names an unknown loss, --inpainter-options would be of no use, or a frozen network's
+            weights are missing.
     """
     builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage,
                 "refiner": _refiner_stage, "inpainter2d": _image_stage}
     _check_loss_options(settings)
+    if settings.inpainter_options and (settings.stage != "inpainter" or settings.finetune):
+        raise UserError("--inpainter-options says how --stage inpainter begins; other stages have no such parts, and with "
+                        "--finetune the file says: leave it out")
     return builders[settings.stage](settings, train_set)
 
 

@@ -184,3 +184,9 @@ def test_a_wrong_loss_is_named_before_anything_is_loaded(stage):
                              "--portraits", "missing"], "")
     with pytest.raises(UserError, match=f"beauty is no loss of --stage {stage}; it has"):
         build.build_training_data(settings)
+
+
+@pytest.mark.parametrize("arguments", [["--stage", "encoder"], ["--stage", "refiner"], ["--finetune"]])
+def test_parts_that_would_be_ignored_are_refused(arguments):
+    with pytest.raises(UserError, match="--inpainter-options says how --stage inpainter begins"):
+        build.build_stage(config.parse([*arguments, "--inpainter-options", '{"width": 0.5}'], ""), None)
