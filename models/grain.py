@@ -80,7 +80,7 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
 
 
 def _some(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the set pixels, evenly thinned to about SAMPLES: enough for a median."""
+    """Rows and columns of the set pixels, evenly thinned to about SAMPLES: enough for a quantile."""
     rows, columns = np.nonzero(where)
     step = len(rows) // SAMPLES + 1
     return rows[::step], columns[::step]
