@@ -179,7 +179,20 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     teacher, model, definition = _load_geometry(settings)
     portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
                                model, settings.log_type, settings.portrait_turns)
-    return mix(faces, portraits, settings.portrait_share)
+    return mix(faces, _under_other_light(settings, portraits, portraits.images), settings.portrait_share)
+
+
+def _under_other_light(settings: Any, faces: Dataset, images: torch.Tensor) -> Dataset:
+    """Faces and, --portrait-lights times, each under another light. images: theirs, uint8 (N, 3, 256, 256)."""
+    if not settings.portrait_lights:
+        return faces
+    from engine.relighting import RelitFaces, fit_surfaces
+    from models.completion import FaceCompletion
+    from models.weights import load_occlusion
+    encoder, model, _ = _load_geometry(settings)
+    completion = FaceCompletion(encoder, torch.nn.Identity(), model, load_occlusion(settings.occ_ckpt)[0]).eval()
+    surfaces = fit_surfaces(completion.to(choose_device(settings)), images, settings.log_type)
+    return RelitFaces(faces, surfaces, settings.portrait_lights)
 
 
 def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
@@ -197,10 +210,10 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
     if settings.stage == "refiner" and "hair" not in fields:
         warning("these faces do not tell hair: none is learnt to be filled in; write them anew with python -m "
                 "datasets.synthetic")
-    labelled = Fields(labelled, fields)
     few = Subset(Fields(held_out, fields), range(min(len(held_out), max(1, len(unseen) // 3))))
-    return (mix(faces, Subset(labelled, seen), settings.portrait_share),
-            ConcatDataset([Subset(labelled, unseen), few]))
+    portraits = _under_other_light(settings, Subset(labelled, seen), labelled.images[seen])
+    return (mix(faces, Fields(portraits, fields), settings.portrait_share),
+            ConcatDataset([Fields(Subset(labelled, unseen), fields), few]))
 
 
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:

@@ -87,6 +87,7 @@ OPTIONS = {
                "the crop's pixels, from any detector; default: MTCNN's five"),
         Option("portrait_turns", "int", 2, "--stage encoder: how many times each portrait comes again with its head "
                "turned", least=0),
+        Option("portrait_lights", "int", 4, "how many times each portrait comes again under other light", least=0),
         Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
         Option("annotations", "path", None, "--eval --stage encoder: JSON {NAME: {\"landmarks68\": [[x, y], ...]}} (or "
                "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
