@@ -26,7 +26,7 @@ HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as m
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("only_beside",), "inpainter2d": ("gan_start",),
-              "encoder": ("albedo_every",), "occlusion": ("only_hair",)}  # keys of --loss-options
+              "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
 STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
                  "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses
 
@@ -174,8 +174,8 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     from engine.portraits import load_portraits, mix
     if settings.stage != "encoder":
         raise UserError(f"--portraits teaches --stage encoder, not --stage {settings.stage}: leave it out")
-    if any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render")):
-        raise UserError("portraits have no true albedo: leave albedo and render out of --loss-options, or --portraits")
+    if settings.loss_options.get("albedo", 0) > 0:
+        raise UserError("portraits have no true albedo: leave albedo out of --loss-options, or --portraits")
     teacher, model, definition = _load_geometry(settings)
     portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
                                model, settings.log_type, settings.portrait_turns)

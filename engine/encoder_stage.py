@@ -113,7 +113,7 @@ class EncoderStage(Stage):
                                                0.5 * (batch["pose"][:, 3:] + 1) * WINDOW_SIZE)
         truth = {"shape": shape, "rotation": turn, "scale": scale, "translation": translation, "image": warped[:, :3],
                  "light": change.light(batch["light"]), "face": warped[:, 3:4] > 0.5}
-        if self.uses_albedo:
+        if self.weights["albedo"] > 0:
             albedo = batch["albedo"].float() / 255
             truth["albedo"] = torch.where(mirror[..., None, None], mirror_uv(albedo), albedo)
         return image * ~hole, truth
@@ -139,12 +139,17 @@ class EncoderStage(Stage):
         }
 
     def _albedo_losses(self, code, truth: Mapping[str, Tensor], autocast: Autocast) -> dict[str, Tensor]:
-        """Decoded against true UV albedo, and the face drawn with it against the picture, on a few items."""
+        """Decoded against true UV albedo, and the face drawn with it against the picture, on a few items.
+
+        The picture is enough for the second (the photometric loss of real faces): light has labels of its own.
+        """
         few = slice(0, self.albedo_items)
         with autocast():
             decoded = self.networks["albedo_decoder"](code.albedo[few])
         albedo = (decoded.float() + 1) / 2
-        losses = {"albedo": pixel_loss(albedo, truth["albedo"][few])}
+        losses = {}
+        if self.weights["albedo"] > 0:
+            losses["albedo"] = pixel_loss(albedo, truth["albedo"][few])
         if self.weights["render"] > 0:
             drawn, covered = draw(self.renderer, code, albedo)
             losses["render"] = pixel_loss(drawn * 2 - 1, truth["image"][few], mask=covered & truth["face"][few])
