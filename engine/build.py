@@ -365,12 +365,15 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.renderer import Renderer
     from models.weights import load_encoder
     trained = settings.portraits or settings.finetune
-    encoder, metadata = load_encoder(settings._3dmm_ckpt) if trained else (Encoder(), None)
+    encoder, metadata = load_encoder(settings._3dmm_ckpt) if trained else (Encoder(codes=False), None)
     encoder.input_size = _train_size(settings)
     name = choose_definition(settings, metadata)
     definition = load_definition(name)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
+    decodes = any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render"))
+    if decodes and not encoder.knows_codes:
+        encoder.learn_codes()
         prepare_encoder(encoder, *mean_ground_truth(train_set))
     geometry = _geometry(model, definition)
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None

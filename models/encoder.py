@@ -1,7 +1,7 @@
 """The encoder E: a (masked) face image to the coefficients of the 3D factorization (paper section 3.1)."""
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Mapping, NamedTuple
 
 import torch
 from torch import nn
@@ -16,13 +16,14 @@ POSE_SIZE = 5
 LIGHT_SIZE = 27
 MAX_SCALE = 2e-3
 STRIDE = 32
+CODE_KEYS = ("albedo_unit.conv.weight", "confidence_unit.conv.weight")  # in states of encoders that know the codes
 
 
 class FaceCode(NamedTuple):
     """What the encoder says about B faces.
 
     shape: (B, 228) normalised 3DMM coefficients, 199 identity then 29 expression (times std plus mean gives the raw
-    ones). albedo, confidence: (B, 512) codes for the two decoders. scale: (B,) pixels per micrometre in [0, 2e-3].
+    ones). albedo, confidence: (B, 512) codes for the two decoders, (B, 0) of an encoder without them. scale: (B,) pixels per micrometre in [0, 2e-3].
     pose: (B, 5) in [-1, 1], three Euler angles / (pi / 2) and two translations (see models.renderer).
     light: (B, 27) spherical-harmonics coefficients, nine red, nine green, nine blue.
     """
@@ -40,11 +41,13 @@ class Encoder(nn.Module):
 
     input_size: side to which larger images are reduced first, by averaging; None: the network sees them as they are. A
     departure from the paper for weights that were trained on smaller pictures, which costs a fraction of the time.
+    codes: with the units of the decoders' codes; a completion needs none (another departure, a quarter of the size).
     """
 
-    def __init__(self, input_size: int | None = None):
+    def __init__(self, input_size: int | None = None, codes: bool = True):
         super().__init__()
         self.input_size = input_size
+        self.albedo_unit = self.confidence_unit = None
 
         def unit(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> ConvUnit:
             return ConvUnit(inputs, outputs, kernel, stride, bias=False)
@@ -62,8 +65,22 @@ class Encoder(nn.Module):
         self.light_linear = nn.Linear(160, LIGHT_SIZE)
         self.shape_units = nn.Sequential(ConvUnit(512, 512), ConvUnit(512, 512))
         self.shape_linear = nn.Linear(512, SHAPE_SIZE)
-        self.albedo_unit = ConvUnit(512, CODE_SIZE)
-        self.confidence_unit = ConvUnit(512, CODE_SIZE)
+        if codes:
+            self.learn_codes()
+
+    @classmethod
+    def like(cls, state: Mapping[str, torch.Tensor]) -> "Encoder":
+        """With the units of a state."""
+        return cls(codes=any(name in state for name in CODE_KEYS))
+
+    def learn_codes(self) -> None:
+        """Adds the units of the decoders' codes, untrained."""
+        self.albedo_unit, self.confidence_unit = ConvUnit(512, CODE_SIZE), ConvUnit(512, CODE_SIZE)
+
+    @property
+    def knows_codes(self) -> bool:
+        """Whether there are units of the decoders' codes."""
+        return self.albedo_unit is not None
 
     def forward(self, image: torch.Tensor) -> FaceCode:
         """Raises ValueError if the image is not (B, 3, S, S) with S a multiple of 32."""
@@ -75,8 +92,9 @@ class Encoder(nn.Module):
         features = self.trunk(image)
         pooled = {
             "pose": self.pose_unit(features), "light": self.light_unit(features), "shape": self.shape_units(features),
-            "albedo": self.albedo_unit(features), "confidence": self.confidence_unit(features),
         }
+        for name, unit in (("albedo", self.albedo_unit), ("confidence", self.confidence_unit)):
+            pooled[name] = features[:, :0] if unit is None else unit(features)
         # Pose and shape need full precision: half precision is coarser than a pixel.
         with torch.autocast(image.device.type, enabled=False):
             precision = self.pose_linear.weight.dtype

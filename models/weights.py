@@ -32,7 +32,7 @@ def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:
     metadata is what was stored with the weights; "source" is "weights", "training" or "published". The encoder reduces
     its images to the size at which it was trained, if that is known.
     """
-    encoder, metadata = _load(path, "encoder", lambda state: Encoder())
+    encoder, metadata = _load(path, "encoder", Encoder.like)
     encoder.input_size = _train_size(metadata)
     return encoder, metadata
 

@@ -258,3 +258,21 @@ def test_occlusion_net_scores_every_pixel_of_a_reduced_image():
         scores = net.logits(image)
     assert scores.shape == (1, 3, 224, 100)
     torch.testing.assert_close(scores, torch.nn.functional.interpolate(small, (224, 100), mode="bilinear"))
+
+
+@torch.no_grad()
+def test_encoder_without_codes_says_the_same_of_the_head():
+    torch.manual_seed(0)
+    encoder, image = Encoder().eval(), torch.rand(2, 3, 96, 96) * 2 - 1
+    state = {name: value for name, value in encoder.state_dict().items() if "albedo" not in name
+             and "confidence" not in name}
+    bare = Encoder.like(state).eval()
+    bare.load_state_dict(state)
+    assert Encoder.like(encoder.state_dict()).knows_codes and not bare.knows_codes
+    one, other = encoder(image), bare(image)
+    for name in ("shape", "scale", "pose", "light"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    assert other.albedo.shape == other.confidence.shape == (2, 0)
+    bare.learn_codes()
+    assert bare.knows_codes and bare(image).albedo.shape == (2, 512)
+    assert set(bare.state_dict()) == set(encoder.state_dict())
