@@ -431,6 +431,8 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
 
 
 def _new_inpainter(settings: Any) -> torch.nn.Module:
+    if settings.teacher_ckpt:
+        options["teacher"] = fold_for_inference(load_inpainter(settings.teacher_ckpt, mirror_uv)[0].eval())
     """The paper's network, or what --inpainter-options makes of it."""
     from models.inpainter import WIDTHS, Inpainter
     options = settings.inpainter_options

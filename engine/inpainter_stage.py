@@ -25,7 +25,7 @@ from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
-                   "critic": 1.0, "penalty": 10.0}
+                   "teacher": 1.0, "critic": 1.0, "penalty": 10.0}
 HOLE_WEIGHT = 5.0  # added to the weight 1 of a texel's albedo loss where it is hidden: copying the rest is easy
 RECTANGLES = 0.7  # share of rectangular holes; the others are ellipses
 COVERED_OCCLUDERS = 0.5  # share of the images with occluders whose occluders are made part of the hole
@@ -49,6 +49,8 @@ class InpainterStage(Stage):
     completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
     frozen occlusion net. gan_start: optimiser step from which the adversarial losses count (weight gan 0: never).
     albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
+    teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
     """
 
     name, metric, higher_is_better = "inpainter", "psnr", True
@@ -57,14 +59,16 @@ class InpainterStage(Stage):
 
     def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
                  weights: Mapping[str, float] | None = None, *, albedo_kind: str = "l1", image_kind: str = "l1",
-                 use_confidence: bool = True, gan_start: int = 1000, perceptual: nn.Module | None = None):
+                 use_confidence: bool = True, gan_start: int = 1000, perceptual: nn.Module | None = None,
+                 teacher: nn.Module | None = None):
         inpainter, completion.inpainter = completion.inpainter, nn.Identity()
         completion.one_by_one = False
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
-        frozen = {"completion": completion, **({"perceptual": perceptual} if perceptual is not None else {})}
+        others = {"perceptual": perceptual, "teacher": teacher}
+        frozen = {"completion": completion, **{name: part for name, part in others.items() if part is not None}}
         critics = {"discriminator": discriminator} if weights["gan"] > 0 else {}
         super().__init__({self.name: inpainter}, weights, critics=critics, frozen=frozen)
-        self.completion, self.perceptual, self.gan_start = completion, perceptual, gan_start
+        self.completion, self.perceptual, self.teacher, self.gan_start = completion, perceptual, teacher, gan_start
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
@@ -81,6 +85,11 @@ class InpainterStage(Stage):
         losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
         if self.weights["symmetry"] > 0:
             losses["symmetry"] = L.guard_pixel(L.symmetry_loss(output, visible, mirror_uv, confidence))
+        if self.teacher is not None:
+            with torch.no_grad(), autocast():
+                wanted = self.teacher(factors.albedo_in, visible).albedo.float()
+            everywhere = self.completion.renderer.uv_mask * (1 + HOLE_WEIGHT * (1 - visible))
+            losses["teacher"] = L.guard_pixel(L.pixel_loss(output, wanted, mask=everywhere))
         if self.weights["hidden_albedo"] > 0 and albedo is not None:
             losses["hidden_albedo"] = L.guard_pixel(self._hidden_albedo_loss(output, target, known, albedo))
         return self._image_losses(losses, output, factors, image, face, hole, autocast, step)
@@ -111,7 +120,7 @@ class InpainterStage(Stage):
 
     def frozen_networks(self) -> list[nn.Module]:
         features = None if self.perceptual is None else self.perceptual.features
-        networks = [self.completion.encoder, self.completion.occlusion, features]
+        networks = [self.completion.encoder, self.completion.occlusion, features, self.teacher]
         return [network for network in networks if network is not None]
 
     def _adversarial(self, step: int) -> bool:

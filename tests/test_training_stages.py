@@ -1,26 +1,32 @@
 """Augmentation moves image and ground truth together; the stages' losses and measures on known cases."""
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from engine_samples import SmallEncoder, SmallFaces, small_definition
+from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, small_definition
 
 from datasets.masks import random_rectangle
 from engine import build
 from engine.augmentation import CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
+from engine.inpainter_stage import InpainterStage
 from engine.occlusion_stage import OcclusionStage, balanced_cross_entropy, boundary, dice_loss
 from engine.optimisation import face_generators
 from engine.report import TrainingDisplay
 from engine.training_holes import Shapes, rectangles_on
+from models.completion import FaceCompletion
+from models.encoder import Encoder
 from models.lighting import shade
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
-from models.renderer import rotation
+from models.renderer import Renderer, rotation
 from utils import checkpoints, config
 from utils.errors import UserError
 
@@ -93,6 +99,64 @@ def test_true_outputs_have_no_loss(geometry):
     code = SmallEncoder()(torch.zeros(2, 3, 224, 224))._replace(**truth)
     truth.update(rotation=rotation(truth["pose"]), translation=0.5 * (truth["pose"][:, 3:] + 1) * 224)
     assert all(float(value) == pytest.approx(0, abs=1e-4) for value in stage._geometry_losses(code, truth).values())
+
+
+class OneColour(torch.nn.Module):
+    """An albedo decoder that knows one albedo, in [-1, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.albedo = torch.nn.Parameter(torch.zeros(3, 1, 1))
+
+    def forward(self, code):
+        return self.albedo.expand(len(code), 3, 192, 256)
+
+
+def test_faces_without_true_albedo_teach_by_their_picture(geometry):
+    """The photometric loss alone: real faces have no albedo to compare with, and need none."""
+    torch.manual_seed(0)
+    model, decoder = MorphableModel(small_definition()), OneColour()
+    stage = EncoderStage(SmallEncoder(), decoder, geometry, Renderer(model), {"render": 1.0})
+    batch = next(iter(DataLoader(SmallFaces(4), batch_size=4)))
+    del batch["albedo"]
+    losses, _ = stage.losses(batch, face_generators((0,), range(4)), nullcontext, 0)
+    assert "render" in losses and "albedo" not in losses
+    losses["render"].backward()
+    assert decoder.albedo.grad.abs().min() > 0
+    assert stage.networks["encoder"].light_linear.weight.grad.abs().max() > 0  # light explains the picture, too
+
+
+def test_portraits_teach_by_their_picture_but_have_no_true_albedo(monkeypatch, tmp_path):
+    arguments = ["--stage", "encoder", "--portraits", str(tmp_path), "--loss-options"]
+    monkeypatch.setattr(build, "_synthetic_training", lambda settings: (SmallFaces(2), SmallFaces(2)))
+    with pytest.raises(UserError, match="portraits have no true albedo: leave albedo out"):
+        build.build_training_data(config.parse([*arguments, '{"albedo": 1}'], ""))
+    with pytest.raises(UserError, match="holds no"):  # goes on to the portraits, of which there are none
+        build.build_training_data(config.parse([*arguments, '{"render": 1}'], ""))
+
+
+def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
+    checkpoints.save_weights(tmp_path / "e.pth", "encoder", Encoder(codes=False).state_dict(), {}, half=False)
+    arguments = ["--stage", "encoder", "--finetune", "--3dmm-ckpt", str(tmp_path / "e.pth")]
+    plain = build.build_stage(config.parse(arguments, ""), None)
+    assert not plain.networks["encoder"].knows_codes
+    decoding = build.build_stage(config.parse([*arguments, "--loss-options", '{"render": 1, "albedo_items": 2}'], ""), None)
+    assert decoding.networks["encoder"].knows_codes and decoding.albedo_items == 2
+
+
+def test_an_inpainter_imitates_its_teacher():
+    torch.manual_seed(0)
+    student, teacher = SmallInpainter(), SmallInpainter().requires_grad_(False)
+    batch = next(iter(DataLoader(SmallFaces(2), batch_size=2)))
+    found = {}
+    for name, master in (("other", teacher), ("same", copy.deepcopy(student)), ("none", None)):
+        completion = FaceCompletion(SmallEncoder(), student, MorphableModel(small_definition()), iterations=1)
+        stage = InpainterStage(completion, torch.nn.Identity(), {"gan": 0.0}, teacher=master)
+        found[name] = stage.losses(batch, face_generators((0,), range(2)), nullcontext, 0)[0]
+    assert "teacher" not in found["none"] and found["same"]["teacher"].item() == 0 < found["other"]["teacher"].item()
+    assert stage.weights["teacher"] == 1
+    found["other"]["teacher"].backward()
+    assert student.conv.weight.grad.abs().max() > 0 and teacher.conv.weight.grad is None
 
 
 def test_landmark_error_by_hand():
