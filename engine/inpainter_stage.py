@@ -152,7 +152,7 @@ class InpainterStage(Stage):
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
         face, occluder = labels == FACE, labels == OCCLUSION
-        hole = training_holes(rngs, self._may_be_hidden(face))
+        hole = training_holes(rngs, self._may_be_hidden(face, rngs))
         covered = chances(rngs, COVERED_OCCLUDERS, image.device)[:, None, None, None]
         hole |= occluder & covered
         if "hair" in batch:
@@ -160,7 +160,7 @@ class InpainterStage(Stage):
             occluder &= ~torch.where(mirror, hair.flip(3), hair)
         return Examples(image, face, hole, albedo, occluder)
 
-    def _may_be_hidden(self, face: Tensor) -> Tensor:
+    def _may_be_hidden(self, face: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         """Where rectangular holes lie, (B, 1, H, W) bool."""
         return face
 

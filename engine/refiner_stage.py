@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import Any, Mapping, NamedTuple, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import losses as L
+from engine.augmentation import chances
 from engine.inpainter_stage import InpainterStage
 from engine.stage import Autocast
 from models.blending import blend
@@ -25,7 +27,9 @@ from models.linear import REDUCTION, blur
 from models.refiner import SMOOTHNESS
 
 DEFAULT_WEIGHTS = {"colour": 1.0, "beside": 0.25, "odds": 0.1}
-REACH = 12  # pixels around the face that rectangular holes hide, too: hair and background
+REACHING = 0.5  # share of the rectangular holes that hide pixels around the face, too, hair and background
+REACH = 12  # of so many pixels
+SMALL_SQUARE = 1e-6  # added to squared errors, so that the root has a gradient at 0
 VISIBLE_WEIGHT = 0.1  # of visible pixels in the loss "odds": to tell what they show is easy
 
 
@@ -93,8 +97,9 @@ class RefinerStage(InpainterStage):
                 "beside": L.guard_pixel(L.pixel_loss(refined.beside.float(), image, mask=hole & ~face & ~occluder)),
                 "odds": L.guard_pixel(_odds_loss(refined.odds, face, hole, coverage & ~occluder))}, None
 
-    def _may_be_hidden(self, face: Tensor) -> Tensor:
-        return F.max_pool2d(face.float(), 2 * REACH + 1, 1, REACH) > 0
+    def _may_be_hidden(self, face: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+        beyond = chances(rngs, REACHING, face.device)[:, None, None, None]
+        return face | beyond & (F.max_pool2d(face.float(), 2 * REACH + 1, 1, REACH) > 0)
 
     def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Fill:
         choice = [self.folds.get(name, len(self.priors) - 1) for name in batch["name"]]
@@ -109,10 +114,16 @@ class RefinerStage(InpainterStage):
 
 
 def _smooth_error(difference: Tensor, known: Tensor) -> Tensor:
-    """Mean magnitude of a difference (B, 3, H, W), smoothed as the refiner's correction is, where known (B, 1, H, W)."""
+    """Size of a difference (B, 3, H, W), smoothed as the refiner's correction is, where known (B, 1, H, W).
+
+    The mean over the images of each one's root mean square: that is what PSNR measures, where a mean magnitude would
+    ask for medians. Images where nothing is known count nothing.
+    """
     weight = F.avg_pool2d(known.float(), REDUCTION)
     smooth = blur(F.avg_pool2d(difference * known, REDUCTION) / weight.clamp(min=1e-6), weight, SMOOTHNESS)
-    return L.weighted_mean(smooth.abs(), weight)
+    area = weight.sum((1, 2, 3))
+    square = (smooth.square().mean(1) * weight[:, 0]).sum((1, 2)) / area.clamp(min=1)
+    return L.weighted_mean((square + SMALL_SQUARE).sqrt(), (area > 0).float())
 
 
 def _odds_loss(odds: Tensor, face: Tensor, hole: Tensor, asked: Tensor) -> Tensor:
