@@ -1,6 +1,8 @@
 """Filling and joining: smooth extrapolation over pyramids, the seam of a completed hole, and holes beside the face."""
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -22,30 +24,79 @@ def from_uint8(image: torch.Tensor) -> torch.Tensor:
     return image.float() / 127.5 - 1
 
 
-def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+class Box(NamedTuple):
+    """Rows top to bottom - 1 and columns left to right - 1 of a map."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def around(cls, region: torch.Tensor) -> "Box | None":
+        """Of a region (B, 1, H, W) bool. None, for everything, where looking would hold up a GPU, or is not possible
+        since the program is being translated or differentiated."""
+        if region.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        rows, columns = (region.any(dim).any(0).flatten().nonzero() for dim in (3, 2))
+        if not len(rows):
+            return cls(0, 0, 0, 0)
+        return cls(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+
+    def grown(self, pixels: int, height: int, width: int) -> "Box":
+        """With so many pixels around it, as far as a map of (height, width) goes, from even rows and columns on."""
+        return Box(max(self.top - pixels, 0) // 2 * 2, min(self.bottom + pixels, height),
+                   max(self.left - pixels, 0) // 2 * 2, min(self.right + pixels, width))
+
+    def halved(self) -> "Box":
+        """The same on a map of half the size."""
+        return Box(self.top // 2, -(-self.bottom // 2), self.left // 2, -(-self.right // 2))
+
+    def of(self, maps: torch.Tensor) -> torch.Tensor:
+        """This part of maps (B, C, H, W), a view."""
+        return maps[..., self.top:self.bottom, self.left:self.right]
+
+
+def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None) -> torch.Tensor:
     """Extend values (B, C, H, W), known to the degree weight (B, 1, H, W) in [0, 1], smoothly to all pixels.
 
     Pixels of weight 1 keep their value; the others approach the membrane (harmonic) interpolation of the known ones:
     pull-push over a pyramid (Gortler et al., The Lumigraph, 1996) with a few relaxation sweeps per level. 0 everywhere
     where nothing is known. Values of weight 0 are not read (but must be finite). Differentiable in the values.
+    box: all that is asked for, to the same bits; the rest may be anything.
     """
     height, width = values.shape[-2:]
     if max(height, width) == 1:
         return values * (weight > 0)
-    padding = (0, width % 2, 0, height % 2)
-    known, free = values * weight, 1 - weight
-    total = 4 * F.avg_pool2d(F.pad(weight, padding), 2)
-    mean = 4 * F.avg_pool2d(F.pad(known, padding), 2) / total.clamp(min=1e-8)
-    coarse = pull_push(mean, total.clamp(max=1))
-    smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., :height, :width]
-    filled = torch.addcmul(known, free, smooth)
+    known = values * weight
+    total, sums = (F.avg_pool2d(part, 2, divisor_override=1) for part in (_even(weight), _even(known)))
+    mean = sums / total.clamp(min=1e-8)
+    # A sweep reaches a pixel further, and the coarser level is interpolated between neighbours.
+    part = (box or Box(0, height, 0, width)).grown(RELAXATIONS, height, width)
+    around = part.halved().grown(1, *total.shape[-2:])
+    coarse = pull_push(mean, total.clamp(max=1), around if box else None)
+    smooth = F.interpolate(around.of(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+    top, left = part.top - 2 * around.top, part.left - 2 * around.left
+    smooth = smooth[..., top:top + part.bottom - part.top, left:left + part.right - part.left]
+    held, free = part.of(known), 1 - part.of(weight)
+    filled = torch.addcmul(held, free, smooth)
     quarter = free / 4
     for _ in range(RELAXATIONS):
-        around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
-        vertical = around[..., :-2, 1:-1] + around[..., 2:, 1:-1]
-        horizontal = around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
-        filled = torch.addcmul(known, quarter, vertical + horizontal)
-    return filled
+        padded = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+        vertical = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
+        horizontal = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+        filled = torch.addcmul(held, quarter, vertical + horizontal)
+    if filled.shape == values.shape:
+        return filled
+    whole = torch.zeros_like(values)
+    part.of(whole).copy_(filled)
+    return whole
+
+
+def _even(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B, C, H, W) with zeros below and to the right, where their sides are odd."""
+    rows, columns = (side % 2 for side in maps.shape[-2:])
+    return F.pad(maps, (0, columns, 0, rows)) if rows or columns else maps
 
 
 def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -57,7 +108,7 @@ def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known
     clamped to [-1, 1] inside the hole and bit-identical to the image outside.
     """
     weight = known.to(rendered.dtype) * ~hole
-    correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight)
+    correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight, Box.around(hole))
     return torch.where(hole, (rendered + correction).clamp(-1, 1), image)
 
 
@@ -84,7 +135,7 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     visible = torch.where(hole, 0, image)
     on_face = (face & ~hole).to(image.dtype)
     weight = torch.where(hole, 0, torch.where(face, FACE_WEIGHT, 1.0)).to(image.dtype)
-    surroundings = pull_push(visible, weight)
+    surroundings = pull_push(visible, weight, Box.around(hole))
     size = 2 * RIM + 1
     share = F.avg_pool2d(on_face, size, 1, RIM)
     nearest = F.avg_pool2d(visible * on_face, size, 1, RIM) / share.clamp(min=1e-6)

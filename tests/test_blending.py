@@ -5,7 +5,7 @@ import face_samples
 import pytest
 import torch
 
-from models.blending import blend, fill_beside, from_uint8, keep_grey, pull_push, to_uint8
+from models.blending import Box, blend, fill_beside, from_uint8, keep_grey, pull_push, to_uint8
 
 
 def square_hole(size, top, bottom, left, right, batch=1):
@@ -46,6 +46,42 @@ def test_pull_push_does_not_read_unknown_values_nor_other_items():
     changed = torch.where(weight == 0, 1e3, values)
     assert torch.equal(pull_push(changed, weight), filled)
     assert torch.equal(pull_push(values[1:], weight[1:]), filled[1:])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 47), (224, 224)])
+@torch.no_grad()
+def test_pull_push_of_a_part_has_the_same_bits(size):
+    generator = torch.Generator().manual_seed(1)
+    values, weight = (torch.rand(2, channels, *size, generator=generator) for channels in (3, 1))
+    weight = weight * (torch.rand(weight.shape, generator=generator) > 0.7)
+    weight[..., 10:40, 12:30] = 0
+    whole = pull_push(values, weight)
+    for box in (Box(10, 40, 12, 30), Box(0, 1, 0, 1), Box(5, size[0], 3, size[1]), Box(33, 34, 20, 21), Box(0, *size[:1], 7, 9)):
+        assert torch.equal(box.of(pull_push(values, weight, box)), box.of(whole)), box
+
+
+@torch.no_grad()
+def test_blending_a_batch_is_blending_its_items():
+    generator = torch.Generator().manual_seed(2)
+    image, rendered = (torch.rand(2, 3, 64, 64, generator=generator) for _ in range(2))
+    hole = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    hole[0, :, 5:20, 40:60], hole[1, :, 30:50, 2:9] = True, True
+    both = blend(image, hole, rendered, torch.ones(2, 1, 64, 64))
+    for index in range(2):
+        item = slice(index, index + 1)
+        assert torch.equal(blend(image[item], hole[item], rendered[item], torch.ones(1, 1, 64, 64)), both[item])
+    with torch.enable_grad():  # the whole picture is looked at there
+        assert torch.equal(blend(image, hole, rendered, torch.ones(2, 1, 64, 64)), both)
+    assert torch.equal(blend(image, hole & False, rendered, torch.ones(2, 1, 64, 64)), image)
+
+
+def test_the_box_around_a_region():
+    region = torch.zeros(2, 1, 30, 40, dtype=torch.bool)
+    region[0, 0, 4, 9], region[1, 0, 20, 3] = True, True
+    assert Box.around(region) is None  # gradients may be wanted
+    with torch.no_grad():
+        assert Box.around(region) == (4, 21, 3, 10) and Box.around(region & False) == (0, 0, 0, 0)
+        assert Box.around(region).grown(4, 24, 40) == (0, 24, 0, 14)
 
 
 def test_pull_push_of_nothing_is_zero():
