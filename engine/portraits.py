@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import zbuffer
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
@@ -117,11 +117,18 @@ def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progr
 
 
 def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
-    """Faces with ground truth and repeated portraits, which make up about `share` of all; share in (0, 1)."""
+    """Faces with ground truth and portraits, which make up about `share` of all; share in (0, 1).
+
+    Portraits are repeated, or where they are more than that, chosen at random (always the same ones).
+    """
     if not 0 < share < 1:
         raise UserError(f"--portrait-share {share}: give a share between 0 and 1")
-    repeats = max(1, round(len(faces) * share / (1 - share) / len(portraits)))
-    return ConcatDataset([Fields(faces, tuple(portraits[0])), *[portraits] * repeats])
+    wanted = max(1, round(len(faces) * share / (1 - share)))
+    if wanted < len(portraits):
+        chosen = [Subset(portraits, np.random.default_rng(0).permutation(len(portraits))[:wanted].tolist())]
+    else:
+        chosen = [portraits] * round(wanted / len(portraits))
+    return ConcatDataset([Fields(faces, tuple(portraits[0])), *chosen])
 
 
 def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: nn.Module, geometry: nn.Module,

@@ -142,6 +142,11 @@ def test_mix_has_the_wanted_share():
     mixed = portraits.mix(faces, few, 0.4)
     assert len(mixed) == 60 + 40
     assert set(mixed[0]) == set(mixed[99]) == {"image", "name"}
+    many = portraits.mix(faces, portraits.Fields(Items(torch.arange(100.0)), ("image", "name")), 0.4)
+    again = portraits.mix(faces, portraits.Fields(Items(torch.arange(100.0)), ("image", "name")), 0.4)
+    assert len(many) == 100  # no more than 40 of them
+    taken = [float(many[index]["image"]) for index in range(60, 100)]
+    assert len(set(taken)) == 40 and taken == [float(again[index]["image"]) for index in range(60, 100)]
     with pytest.raises(UserError, match="portrait-share"):
         portraits.mix(faces, few, 1.0)
 
