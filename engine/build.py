@@ -281,20 +281,24 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     """A completion on its device, with its networks compiled if --compile says so."""
     if settings.compile:
         from engine.compilation import compile_networks
-        networks = (getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner"))
+        from models.mixture import Mixture
+        networks = [getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner")]
+        networks = [part.network if isinstance(part, Mixture) else part for part in networks]  # the linear fill is none
         compile_networks(*filter(None, networks))
     return completion
 
 
 def _load_inpainter(settings: Any) -> torch.nn.Module:
     """What --model-type names."""
+    from models.mixture import Mixture
     from models.weights import load_inpainter, load_linear
-    if settings.model_type == "3dmm_pca":
-        return load_inpainter(settings.recon_ckpt, mirror_uv)[0]
-    if settings.recon_ckpt != DEFAULT_INPAINTER:
-        raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type {settings.model_type}: add "
-                        "--model-type 3dmm_pca, or leave it out")
-    return load_linear(settings.linear_ckpt)
+    if settings.model_type == "linear":
+        if settings.recon_ckpt != DEFAULT_INPAINTER:
+            raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose another, "
+                            "or leave it out")
+        return load_linear(settings.linear_ckpt)
+    network, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
+    return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt), network)
 
 
 def _image_completion(settings: Any, grain: bool) -> torch.nn.Module:
@@ -367,13 +371,13 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     trained = settings.portraits or settings.finetune
     encoder, metadata = load_encoder(settings._3dmm_ckpt) if trained else (Encoder(codes=False), None)
     encoder.input_size = _train_size(settings)
+    decodes = any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render"))
+    if decodes and not encoder.knows_codes:
+        encoder.learn_codes()
     name = choose_definition(settings, metadata)
     definition = load_definition(name)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
-    decodes = any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render"))
-    if decodes and not encoder.knows_codes:
-        encoder.learn_codes()
         prepare_encoder(encoder, *mean_ground_truth(train_set))
     geometry = _geometry(model, definition)
     renderer = Renderer(model) if settings.loss_options.get("render", 0) > 0 else None
@@ -427,12 +431,12 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
+    if settings.teacher_ckpt:
+        options["teacher"] = fold_for_inference(load_inpainter(settings.teacher_ckpt, mirror_uv)[0].eval())
     return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf, **options)
 
 
 def _new_inpainter(settings: Any) -> torch.nn.Module:
-    if settings.teacher_ckpt:
-        options["teacher"] = fold_for_inference(load_inpainter(settings.teacher_ckpt, mirror_uv)[0].eval())
     """The paper's network, or what --inpainter-options makes of it."""
     from models.inpainter import WIDTHS, Inpainter
     options = settings.inpainter_options

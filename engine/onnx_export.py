@@ -10,7 +10,8 @@ batch is free; numbers are float32 but for masks of pictures, which are bool.
     occlusion.onnx    image (B, 3, S, S), S of --resolution -> probabilities (B, 3, S, S)
     refiner.onnx      --model-type refined: image, completed (B, 3, S, S), hole, mesh (B, 1, S, S) -> refined_picture,
                       refined_face, ...: the fields of `models.refiner.Refined`
-    inpainter.onnx    --model-type 3dmm_pca: albedo (B, 3, 192, 256), visible (B, 1, 192, 256) -> completed, confidence
+    inpainter.onnx    --model-type 3dmm_pca, mixed and refined: albedo (B, 3, 192, 256), visible (B, 1, 192, 256) ->
+                      completed, confidence
     inpainter2d.onnx  --model-type 2d: image (B, 3, 256, 256), visible (B, 1, 256, 256) -> completed (B, 3, 256, 256)
 
 --check runs every file in onnxruntime and compares the numbers with PyTorch's.
@@ -68,7 +69,7 @@ def parts_of(completion: nn.Module, model_type: str, size: int) -> list[Part]:
     """The networks of a completion on the CPU, in the order in which it calls them.
 
     completion: as `engine.build.build_completion` makes it for a --model-type; size: of its images, 256 or 224. The
-    linear fill is no network, so that with "linear" there are two parts only.
+    linear fill is no network, so that with "linear" there are two parts only, and half of a mixed fill is in none.
     """
     occlusion = Part("occlusion", completion.occlusion, lambda count: {"image": _picture(count, size)},
                      ["probabilities"])
@@ -77,16 +78,18 @@ def parts_of(completion: nn.Module, model_type: str, size: int) -> list[Part]:
             "image": _picture(count, size), "visible": _mask(count, size, size)}, ["completed"])]
     encoder = Part("encoder", completion.encoder, lambda count: {"image": _picture(count, WINDOW_SIZE)},
                    [f"code_{name}" for name in FaceCode._fields])  # a graph has one name space: "shape" is taken
+    parts = [occlusion, encoder]
+    if model_type != "linear":
+        network = completion.inpainter if model_type == "3dmm_pca" else completion.inpainter.network
+        parts.append(Part("inpainter", network, lambda count: {
+            "albedo": _noise(count, 3, UV_HEIGHT, UV_WIDTH), "visible": _mask(count, UV_HEIGHT, UV_WIDTH).float()},
+            ["completed", "confidence"]))
     if model_type == "refined":
-        return [occlusion, encoder, Part("refiner", completion.refiner, lambda count: {
+        parts.append(Part("refiner", completion.refiner, lambda count: {
             "image": _picture(count, size), "completed": _picture(count, size).flip(3),
             "hole": _mask(count, size, size), "mesh": _mask(count, size, size).flip(2)},
-            [f"refined_{name}" for name in Refined._fields])]
-    if model_type == "3dmm_pca":
-        return [occlusion, encoder, Part("inpainter", completion.inpainter, lambda count: {
-            "albedo": _noise(count, 3, UV_HEIGHT, UV_WIDTH), "visible": _mask(count, UV_HEIGHT, UV_WIDTH).float()},
-            ["completed", "confidence"])]
-    return [occlusion, encoder]
+            [f"refined_{name}" for name in Refined._fields]))
+    return parts
 
 
 def _noise(*shape: int) -> torch.Tensor:
@@ -164,11 +167,11 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
     """The largest absolute difference as a share of the largest expected value; infinite for another shape."""
     if expected.shape != found.shape:
         return float("inf")
+    if not expected.numel():  # codes of an encoder that has none
+        return 0.0
     largest = float(expected.abs().max())
     error = float((expected - found).abs().max())
     return error / largest if largest else error
-    if not expected.numel():  # codes of an encoder that has none
-        return 0.0
 
 
 def _shortest(work: Callable[[], object]) -> float:
@@ -197,9 +200,9 @@ def export(settings: Any, check: bool) -> list[Path]:
     completion = build.build_completion(settings, torch.device("cpu"))
     parts = parts_of(completion, settings.model_type, settings.resolution[0])
     files.refuse_overwriting(folder, [f"{part.name}.onnx" for part in parts], settings.overwrite)
-    if settings.model_type == "linear":
-        note("--model-type linear: the linear fill is no network (a system of linear equations is solved for each "
-             "image, see models/linear.py), so there is no ONNX file of it; --model-type refined has one")
+    if settings.model_type in ("linear", "mixed", "refined"):
+        note("the linear fill is no network (a system of linear equations is solved for each image, see "
+             "models/linear.py), so there is no ONNX file of it; --model-type 3dmm_pca does without")
     paths = []
     for part in progress(parts, "exporting", len(parts), settings.log_type):
         model = export_network(part)

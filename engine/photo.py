@@ -140,7 +140,7 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
 
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
     weights = {name: getattr(chosen, name) for name in config.network_files()}
-    if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type != "3dmm_pca":
+    if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type == "linear":
         del weights["recon_ckpt"]  # unused, and known to be so by its name
     chosen = chosen.replace(**{name: str(REPOSITORY / path) for name, path in weights.items()})
     return build_completer(chosen, options)

@@ -22,8 +22,7 @@ from utils.errors import UserError
 _OPTIONS = {"encoder": "--3dmm-ckpt", "occlusion": "--occ-ckpt", "inpainter": "--recon-ckpt",
             "linear": "--linear-ckpt", "refiner": "--refiner-ckpt", "inpainter2d": "--inpainter2d-ckpt"}
 _REMEDIES = {"linear": "make it with python -m engine.linear_fill",
-             "inpainter": "train it with --stage inpainter, or complete with --model-type linear, whose weights come "
-                          "along"}
+             "inpainter": "train it with --stage inpainter, or leave the option out for the weights that come along"}
 
 
 def load_encoder(path: str | os.PathLike) -> tuple[Encoder, dict]:

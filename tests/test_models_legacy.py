@@ -170,7 +170,7 @@ def test_weight_files_in_half_precision_give_nearly_the_same_network(tmp_path, g
 
 def test_wrong_and_missing_files(tmp_path):
     message = _error(weights.load_inpainter, tmp_path / "none.pth")
-    assert "--recon-ckpt" in message and "--model-type linear" in message
+    assert "--recon-ckpt" in message and "--stage inpainter" in message
     assert "none.pth" in _error(weights.load_encoder, tmp_path / "none.pth")
     assert "--occ-ckpt" in _error(weights.load_occlusion, "")
     checkpoints.save(tmp_path / "foreign.pth", {"state_dict": {}, "arch": "resnet50"})

@@ -16,6 +16,7 @@ from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainter, Inpainting
 from models.layers import fold_for_inference
 from models.linear import LinearInpainter
+from models.mixture import Mixture
 from models.morphable import MorphableModel, mirror_uv
 from models.refiner import Refiner
 from utils import config
@@ -77,8 +78,11 @@ def test_another_networks_numbers_fail_the_check():
 def test_parts_are_what_the_model_type_completes_with():
     completion = small_completion()
     assert [part.name for part in parts_of(completion, "linear", 256)] == ["occlusion", "encoder"]
-    completion.inpainter, completion.refiner = LinearInpainter(2), Refiner()
-    assert parts_of(completion, "refined", 256)[2].network is completion.refiner
+    assert parts_of(completion, "3dmm_pca", 256)[2].network is completion.inpainter
+    completion.inpainter, completion.refiner = Mixture(LinearInpainter(2), completion.inpainter), Refiner()
+    assert [part.name for part in parts_of(completion, "mixed", 256)] == ["occlusion", "encoder", "inpainter"]
+    parts = parts_of(completion, "refined", 256)
+    assert parts[2].network is completion.inpainter.network and parts[3].network is completion.refiner
     flat = ImageCompletion(ImageInpainter(), SmallOcclusion())
     assert [part.name for part in parts_of(flat, "2d", 256)] == ["occlusion", "inpainter2d"]
     for part in [*parts_of(completion, "refined", 224), *parts_of(flat, "2d", 256)]:
@@ -111,7 +115,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 def test_shipped_networks(tmp_path):
     settings = config.defaults().replace(model_type="refined", output=str(tmp_path), ngpu=0)
     paths = onnx_export.export(settings, check=True)
-    assert sorted(path.stem for path in paths) == ["encoder", "occlusion", "refiner"]
+    assert sorted(path.stem for path in paths) == ["encoder", "inpainter", "occlusion", "refiner"]
 
 
 @pytest.mark.slow

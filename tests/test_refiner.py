@@ -15,12 +15,13 @@ from engine_samples import SmallEncoder, SmallFaces, SmallOcclusion, small_defin
 from engine import build, linear_fill
 from engine.image_stage import ImageStage
 from engine.optimisation import face_generators
-from engine.refiner_stage import FoldedPrior, RefinerStage
+from engine.refiner_stage import REACH, FoldedPrior, RefinerStage, _smooth_error
 from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion, ImageInpainter
-from models.inpainter import Inpainting
+from models.inpainter import Inpainter, Inpainting
 from models.linear import LinearInpainter, enlarge, reduce
-from models.morphable import MorphableModel
+from models.mixture import Mixture
+from models.morphable import MorphableModel, mirror_uv
 from models.refiner import SOFT_EDGE, Refiner, soft_edge
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config
@@ -244,9 +245,11 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
     for index in range(10):
         write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), 20 * index, np.uint8))
     occlusion = SmallOcclusion().eval()
-    settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.5", "--stage", stage,
-                             "--log-type", "traditional"], "")
+    settings = config.parse(["--portraits", str(tmp_path), "--portrait-share", "0.9", "--stage", stage,
+                             "--portrait-lights", "1", "--log-type", "traditional"], "")
     monkeypatch.setattr("models.weights.load_occlusion", lambda path: (occlusion, {}))
+    model = MorphableModel(small_definition())
+    monkeypatch.setattr(build, "_load_geometry", lambda settings: (SmallEncoder().eval(), model, small_definition()))
     monkeypatch.setattr(build, "_synthetic_training", lambda settings: (SmallFaces(6), SmallFaces(3)))
     train, held_out = build.build_training_data(settings)
     assert ("hidden_albedo is left out" in capsys.readouterr().out) == (stage == "inpainter")
@@ -294,12 +297,52 @@ def test_weight_files(tmp_path):
     arguments = ["--model-type", "2d", "--inpainter2d-ckpt", str(tmp_path / "inpainter2d.pth")]
     assert isinstance(build.build_completion(config.parse(arguments, ""), torch.device("cpu")), ImageCompletion)
     checkpoints.save_weights(tmp_path / "linear.pth", "linear", LinearInpainter(2).state_dict(), {}, half=False)
-    arguments = ["--model-type", "refined", "--linear-ckpt", str(tmp_path / "linear.pth"), "--refiner-ckpt"]
-    found = build.build_completion(config.parse([*arguments, str(tmp_path / "refiner.pth")], ""), torch.device("cpu"))
-    assert isinstance(found.inpainter, LinearInpainter) and isinstance(found.refiner, Refiner)
-    assert not found.refiner.training
+    checkpoints.save_weights(tmp_path / "n.pth", "inpainter", Inpainter(width=0.125).state_dict(), {}, half=False)
+    files = {"linear": "linear.pth", "refiner": "refiner.pth", "recon": "n.pth"}
+    arguments = [part for name, file in files.items() for part in (f"--{name}-ckpt", str(tmp_path / file))]
+    for kind, inpainter in (("3dmm_pca", Inpainter), ("mixed", Mixture), ("refined", Mixture)):
+        settings = config.parse([*arguments, "--model-type", kind], "")
+        found = build.build_completion(settings, torch.device("cpu"))
+        assert isinstance(found.inpainter, inpainter) and isinstance(found.refiner, Refiner) == (kind == "refined")
+        assert not any(part.training for part in found.modules())
+    assert isinstance(found.inpainter.linear, LinearInpainter) and found.inpainter.network.mirror is mirror_uv
     with pytest.raises(UserError, match="--recon-ckpt"):
-        build._load_inpainter(config.parse([*arguments, "x.pth", "--recon-ckpt", "y.pth"], ""))
+        build._load_inpainter(config.parse([*arguments, "--model-type", "linear"], ""))
+
+
+@torch.no_grad()
+def test_the_mixed_fill_is_a_mean_of_both():
+    albedo, visible = example()
+    linear, network = Constant(0.2), Constant(-0.4)
+    mixed = Mixture(linear, network)(albedo, visible)
+    hidden = (visible == 0).expand_as(albedo)
+    torch.testing.assert_close(mixed.albedo[hidden], torch.zeros_like(mixed.albedo[hidden]))
+    torch.testing.assert_close(mixed.albedo[~hidden], albedo[~hidden] + 0.01)
+    assert mixed.confidence.shape == visible.shape
+
+
+def test_the_error_is_the_mean_of_each_images_root_mean_square():
+    difference, known = torch.zeros(3, 3, 64, 64), torch.zeros(3, 1, 64, 64, dtype=torch.bool)
+    known[:2, :, 16:48, 16:48] = True  # nothing is known of the third
+    difference[0], difference[1, :, :, 32:], difference[1, :, :, :32], difference[2] = 0.3, 0.8, 0.0, 5.0
+    smooth = _smooth_error(difference[:1], known[:1]), _smooth_error(difference[1:2], known[1:2])
+    assert float(smooth[0]) == pytest.approx(0.3, abs=1e-3)
+    assert 0.45 < float(smooth[1]) < 0.8 / 2 ** 0.5  # the mean magnitude would be 0.4; smoothing blurs the step
+    assert float(_smooth_error(difference, known)) == pytest.approx(float(sum(smooth)) / 2, abs=1e-4)
+    assert float(_smooth_error(0 * difference, known)) < 2e-3
+    exact = (0 * difference).requires_grad_()
+    _smooth_error(exact, known).backward()
+    assert exact.grad.isfinite().all()
+
+
+def test_half_of_the_rectangles_reach_beyond_the_face():
+    stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), [], {})
+    face = torch.zeros(200, 1, 64, 64, dtype=torch.bool)
+    face[..., 20:40, 20:40] = True
+    grown = stage._may_be_hidden(face, face_generators((0,), range(200)))
+    beyond = (grown & ~face).flatten(1).any(1)
+    assert 70 < int(beyond.sum()) < 130 and (grown & face == face).all()
+    assert (grown[beyond][0, 0, 20 - REACH:40 + REACH, 30]).all() and not grown[..., :20 - REACH, :].any()
 
 
 @torch.no_grad()

@@ -108,9 +108,10 @@ OPTIONS = {
                "the encoder's checkpoint was trained with)"),
         Option("_3dmm_ckpt", "path", "checkpoints/encoder.pth", "weights of the encoder"),
         Option("occ_ckpt", "path", "checkpoints/occlusion.pth", "weights of the face-segmentation net"),
-        Option("model_type", "text", "3dmm_pca", "what completes the albedo: 3dmm_pca, the inpainting network, linear, "
-               "a statistical model fitted to the visible texels, refined, that corrected by a network, or 2d, the "
-               "baseline that works on the image itself", ("3dmm_pca", "linear", "refined", "2d")),
+        Option("model_type", "text", "3dmm_pca", "what completes the albedo: 3dmm_pca, the paper's inpainting network, "
+               "linear, a statistical model fitted to the visible texels, mixed, a mean of both, refined, that "
+               "corrected in the picture by another network, or 2d, the baseline that works on the image itself",
+               ("3dmm_pca", "linear", "mixed", "refined", "2d")),
         Option("linear_ckpt", "path", "checkpoints/linear.pth", "the linear fill's model, made by "
                "python -m engine.linear_fill"),
         Option("recon_ckpt", "path", "checkpoints/inpainter.pth", "weights of the albedo inpainter"),
@@ -122,9 +123,9 @@ OPTIONS = {
         Option("resume", "path", None, "training checkpoint (or run folder) to continue exactly"),
         Option("finetune", "bool", False, "start from the stage's weights (--3dmm-ckpt, --occ-ckpt, --recon-ckpt, ...) "
                "instead of from scratch"),
-        Option("nepochs", "int", 500, "epochs to train", least=1),
         Option("teacher_ckpt", "path", None, "weights of a trained inpainter that --stage inpainter imitates besides, so "
                "that a narrow one (--inpainter-options) learns faster"),
+        Option("nepochs", "int", 500, "epochs to train", least=1),
         Option("max_steps", "int", None, "stop after this many optimiser steps", least=1),
         Option("max_minutes", "float", None, "stop after this many minutes", least=0),
         Option("batch_size", "int", 28, "images per step and process", least=1),
