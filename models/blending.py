@@ -69,7 +69,7 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None
     if max(height, width) == 1:
         return values * (weight > 0)
     known = values * weight
-    total, sums = (F.avg_pool2d(part, 2, divisor_override=1) for part in (_even(weight), _even(known)))
+    total, sums = (4 * F.avg_pool2d(part, 2) for part in (_even(weight), _even(known)))  # ONNX knows no other divisor
     mean = sums / total.clamp(min=1e-8)
     # A sweep reaches a pixel further, and the coarser level is interpolated between neighbours.
     part = (box or Box(0, height, 0, width)).grown(RELAXATIONS, height, width)
