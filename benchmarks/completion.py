@@ -2,7 +2,7 @@
 
     python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1] [--precision auto]
 
-Two completions side by side: the one that args.txt describes (the refined linear fill, with grain), and the paper's
+Two completions side by side: the one that args.txt describes (the refined mixed fill, with grain), and the paper's
 (the inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
 built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32. Every figure is the
 shortest of several repeats, in processor time of this process, so that what else the machine does counts little. What a
