@@ -1,4 +1,4 @@
-"""The refined completion: the linear fill, drawn, its colours corrected, and hair and background where no face is.
+"""The refined completion: the fill, drawn, its colours corrected, and hair and background where no face is.
 
 A departure from the paper, whose network invents the hidden albedo alone (`models.inpainter`). A statistical model of
 albedo knows little of the light in a photograph, and with a large hole sees little of the face; and a mesh says nothing

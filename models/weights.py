@@ -61,7 +61,7 @@ def load_linear(path: str | os.PathLike) -> LinearInpainter:
 
 
 def load_refiner(path: str | os.PathLike) -> Refiner:
-    """The network that corrects the linear fill, in evaluation mode; UserError if there is none."""
+    """The network that corrects the drawn fill, in evaluation mode; UserError if there is none."""
     return _load(path, "refiner", lambda state: Refiner())[0]
 
 
