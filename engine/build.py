@@ -294,8 +294,8 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
     from models.weights import load_inpainter, load_linear
     if settings.model_type == "linear":
         if settings.recon_ckpt != DEFAULT_INPAINTER:
-            raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose another, "
-                            "or leave it out")
+            raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose "
+                            "another, or leave it out")
         return load_linear(settings.linear_ckpt)
     network, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
     return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt), network)

@@ -6,7 +6,8 @@ Each portrait is therefore filled by a model that does without it (cross-validat
 trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
 as in a completion; the refiner alone is trained: on the face on smoothed colours, since detail is none of its business
 there. A completion's fill is mixed with the paper's network's (`models.mixture`), which is not there in training: it
-knows the portraits, too. Occluders other than the face's own hair are nothing that a hole should be filled with, so they teach it nothing.
+knows the portraits, too. Occluders other than the face's own hair are nothing that a hole should be filled with, so
+they teach it nothing.
 """
 from __future__ import annotations
 

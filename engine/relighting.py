@@ -87,7 +87,7 @@ def relight(image: Tensor, surface: Surfaces, wanted: Tensor, exposure: float = 
 
 
 def _at_rest(background: Tensor, covered: Tensor) -> Tensor:
-    """Reduced pixels (128, 128) whose light hardly changes: the borders but for the neck's, and what lies behind the head.
+    """Reduced pixels (128, 128) whose light hardly changes: borders but for the neck's, and what lies behind the head.
 
     Below the chin, too, pixels are called background: neck and clothes. They stand in the face's light.
     """

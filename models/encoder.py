@@ -23,8 +23,9 @@ class FaceCode(NamedTuple):
     """What the encoder says about B faces.
 
     shape: (B, 228) normalised 3DMM coefficients, 199 identity then 29 expression (times std plus mean gives the raw
-    ones). albedo, confidence: (B, 512) codes for the two decoders, (B, 0) of an encoder without them. scale: (B,) pixels per micrometre in [0, 2e-3].
-    pose: (B, 5) in [-1, 1], three Euler angles / (pi / 2) and two translations (see models.renderer).
+    ones). albedo, confidence: (B, 512) codes for the two decoders, (B, 0) of an encoder without them.
+    scale: (B,) pixels per micrometre in [0, 2e-3]. pose: (B, 5) in [-1, 1], three Euler angles / (pi / 2) and two
+    translations (see models.renderer).
     light: (B, 27) spherical-harmonics coefficients, nine red, nine green, nine blue.
     """
 

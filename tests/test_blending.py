@@ -56,7 +56,7 @@ def test_pull_push_of_a_part_has_the_same_bits(size):
     weight = weight * (torch.rand(weight.shape, generator=generator) > 0.7)
     weight[..., 10:40, 12:30] = 0
     whole = pull_push(values, weight)
-    for box in (Box(10, 40, 12, 30), Box(0, 1, 0, 1), Box(5, size[0], 3, size[1]), Box(33, 34, 20, 21), Box(0, *size[:1], 7, 9)):
+    for box in (Box(10, 40, 12, 30), Box(0, 1, 0, 1), Box(5, size[0], 3, size[1]), Box(33, 34, 20, 21)):
         assert torch.equal(box.of(pull_push(values, weight, box)), box.of(whole)), box
 
 

@@ -140,7 +140,8 @@ def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
     arguments = ["--stage", "encoder", "--finetune", "--3dmm-ckpt", str(tmp_path / "e.pth")]
     plain = build.build_stage(config.parse(arguments, ""), None)
     assert not plain.networks["encoder"].knows_codes
-    decoding = build.build_stage(config.parse([*arguments, "--loss-options", '{"render": 1, "albedo_items": 2}'], ""), None)
+    arguments += ["--loss-options", '{"render": 1, "albedo_items": 2}']
+    decoding = build.build_stage(config.parse(arguments, ""), None)
     assert decoding.networks["encoder"].knows_codes and decoding.albedo_items == 2
 
 

@@ -123,8 +123,8 @@ OPTIONS = {
         Option("resume", "path", None, "training checkpoint (or run folder) to continue exactly"),
         Option("finetune", "bool", False, "start from the stage's weights (--3dmm-ckpt, --occ-ckpt, --recon-ckpt, ...) "
                "instead of from scratch"),
-        Option("teacher_ckpt", "path", None, "weights of a trained inpainter that --stage inpainter imitates besides, so "
-               "that a narrow one (--inpainter-options) learns faster"),
+        Option("teacher_ckpt", "path", None, "weights of a trained inpainter that --stage inpainter imitates besides, "
+               "so that a narrow one (--inpainter-options) learns faster"),
         Option("nepochs", "int", 500, "epochs to train", least=1),
         Option("max_steps", "int", None, "stop after this many optimiser steps", least=1),
         Option("max_minutes", "float", None, "stop after this many minutes", least=0),
