@@ -5,7 +5,8 @@
 
 Every variant begins with the same random numbers and sees the same faces and holes, as many of them; then it completes
 the aligned photographs in PHOTOS in the holes of MASKS (white: hidden), which nothing was trained on. The networks are
-narrower than the paper's unless --width 1, so that all of it takes hours, not days; the table says so. What is
+narrower than the paper's unless --width 1, so that all of it takes hours, not days; the table says so. Portraits come
+in their own light alone. What is
 finished is not done again. At the end comes a table (`engine.comparison`), in OUTPUT/comparison.md.
 """
 from __future__ import annotations
@@ -53,9 +54,10 @@ def variant(name: str, options: argparse.Namespace) -> Path:
     if not (folder / "trained").exists():
         resume = ["--resume", str(trained)] if trained.exists() else []
         run(["--stage", "inpainter", "--result-path", str(folder), "--synthetic-cache", str(options.synthetic_cache),
-             "--portraits", str(options.portraits), "--portrait-share", "0.6", "--batch-size", str(options.batch_size),
-             "--learning-rate", "8e-4", "--scheduler-method", "CosineAnnealingLR", "--max-steps", str(options.steps),
-             "--ema", "0.99", "--nthreads", "0", "--inpainter-options", json.dumps({"width": options.width, **parts}),
+             "--portraits", str(options.portraits), "--portrait-share", "0.6", "--portrait-lights", "0",
+             "--batch-size", str(options.batch_size), "--learning-rate", "8e-4", "--scheduler-method",
+             "CosineAnnealingLR", "--max-steps", str(options.steps), "--ema", "0.99", "--nthreads", "0",
+             "--inpainter-options", json.dumps({"width": options.width, **parts}),
              "--loss-options", json.dumps({**BASE, **losses}), *others, *resume], folder / "log.txt")
         (folder / "trained").touch()
     if not (evaluated / "metrics.csv").exists():
