@@ -19,6 +19,7 @@ from datasets.synthetic.lighting import sample_light
 from engine.augmentation import to_float
 from models.blending import pull_push
 from models.lighting import MIN_SHADE, shade_maps
+from models.linear import blur
 from models.occlusion import BACKGROUND
 from utils.logging import progress
 
@@ -81,7 +82,8 @@ def relight(image: Tensor, surface: Surfaces, wanted: Tensor, exposure: float = 
     mean = change.sum((2, 3), keepdim=True) / covered.sum().clamp(min=1)
     known = covered | _at_rest(surface.background, covered[0, 0])
     change = pull_push(torch.where(covered, change, elsewhere * mean), known.float())
-    change = F.interpolate(_blur(change), scale_factor=REDUCTION, mode="bilinear", align_corners=False)
+    smooth = blur(change, torch.ones_like(change[:, :1]), EDGE)
+    change = F.interpolate(smooth, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
     lit = image[None] * change.exp()
     return lit[0].round().clamp(0, 255).to(torch.uint8), wanted * gain
 
@@ -97,16 +99,6 @@ def _at_rest(background: Tensor, covered: Tensor) -> Tensor:
         still[int(rows[-1]) - CHIN:] = False
     still[0] = still[:, 0] = still[:, -1] = True
     return still
-
-
-def _blur(maps: Tensor) -> Tensor:
-    """Maps (1, C, H, W) smoothed by a Gaussian of sigma EDGE."""
-    reach = round(3 * EDGE)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / EDGE) ** 2)
-    kernel = (kernel / kernel.sum()).expand(maps.shape[1], 1, -1)
-    padded = F.pad(maps, (reach,) * 4, mode="replicate")
-    across = F.conv2d(padded, kernel[..., None, :], groups=maps.shape[1])
-    return F.conv2d(across, kernel[..., None], groups=maps.shape[1])
 
 
 class RelitFaces(Dataset):
