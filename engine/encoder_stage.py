@@ -90,6 +90,7 @@ class EncoderStage(Stage):
         return {"definition": self.definition_name, "frame_trust": self.frame_trust}
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """Those of DEFAULT_WEIGHTS on masked windows; nothing for critics. Shapes as of `engine.stage.Stage.losses`."""
         image, truth = self._augment(batch, rngs)
         with autocast():
             code = self.networks["encoder"](image)

@@ -31,6 +31,7 @@ class ImageStage(InpainterStage):
         super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, **options)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """Those of the picture and the completed picture (see the class), for `engine.stage.Stage.losses`."""
         image, face, hole, *_ = self._examples(batch, rngs, autocast)
         with autocast():
             picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)

@@ -72,6 +72,7 @@ class InpainterStage(Stage):
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """Those of DEFAULT_WEIGHTS with a weight and a truth; second, what the discriminator learns from."""
         image, face, hole, albedo, _ = self._examples(batch, rngs, autocast)
         with torch.no_grad(), autocast():
             factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))

@@ -50,6 +50,7 @@ class OcclusionStage(Stage):
         self._compiled_scores = compile_method(self.networks["occlusion"].scores)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """Cross-entropy and Dice of the labels, and of hair where it is told, for `engine.stage.Stage.losses`."""
         change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
         image = colour_jitter(change.warp(to_float(batch["image"])), rngs)
         truth = [batch["labels"], *([batch["hair"]] if "hair" in batch else [])]

@@ -82,6 +82,7 @@ class RefinerStage(InpainterStage):
         self.frozen["priors"] = self.priors
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """The smoothed colours on the face, those beside it, and the odds of either (paper: none; see the module)."""
         image, face, hole, _, occluder = self._examples(batch, rngs, autocast)
         fill = self._inpainter(self.networks, batch)
         with torch.no_grad(), autocast():
