@@ -56,6 +56,12 @@ class Box(NamedTuple):
         """This part of maps (B, C, H, W), a view."""
         return maps[..., self.top:self.bottom, self.left:self.right]
 
+    def into(self, maps: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """A copy of maps (B, C, H, W) with values for this part."""
+        copy = maps.clone()
+        self.of(copy).copy_(values)
+        return copy
+
 
 def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None) -> torch.Tensor:
     """Extend values (B, C, H, W), known to the degree weight (B, 1, H, W) in [0, 1], smoothly to all pixels.
@@ -132,12 +138,19 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     the visible pixels that are no face. Where these are all hidden, the face is continued; where nothing is visible, 0.
     Pixels outside the hole come back bit-identical; hidden pixels are not read. Differentiable in the image.
     """
+    box = Box.around(hole)
+    if box and not box.bottom:
+        return image
     visible = torch.where(hole, 0, image)
-    on_face = (face & ~hole).to(image.dtype)
     weight = torch.where(hole, 0, torch.where(face, FACE_WEIGHT, 1.0)).to(image.dtype)
-    surroundings = pull_push(visible, weight, Box.around(hole))
+    surroundings = pull_push(visible, weight, box)
+    height, width = image.shape[-2:]
+    part = (box or Box(0, height, 0, width)).grown(RIM, height, width)
+    seen, on_face = part.of(visible), part.of(face & ~hole).to(image.dtype)
     size = 2 * RIM + 1
     share = F.avg_pool2d(on_face, size, 1, RIM)
-    nearest = F.avg_pool2d(visible * on_face, size, 1, RIM) / share.clamp(min=1e-6)
-    filled = torch.lerp(surroundings, nearest, (2 * share).clamp(max=1))  # beside a straight outline share is 1/2
-    return torch.where(hole, filled, image)
+    nearest = F.avg_pool2d(seen * on_face, size, 1, RIM) / share.clamp(min=1e-6)
+    # Beside a straight outline share is 1/2.
+    filled = torch.lerp(part.of(surroundings), nearest, (2 * share).clamp(max=1))
+    filled = torch.where(part.of(hole), filled, part.of(image))
+    return filled if box is None else part.into(image, filled)

@@ -126,6 +126,16 @@ def test_fill_beside_the_face_takes_the_surroundings_and_a_soft_outline():
     assert (rim[:-1] >= rim[1:] - 0.05).all() and -0.7 < rim.min() and rim.max() < 0.85
 
 
+@pytest.mark.parametrize("box", [(9, 40, 12, 30), (0, 1, 0, 1), (5, 56, 3, 56), (0, 0, 0, 0)])
+def test_fill_beside_looks_at_the_hole_alone_where_no_gradient_is_wanted(box):
+    torch.manual_seed(0)
+    image, face = torch.rand(2, 3, 56, 56) * 2 - 1, square_hole(56, 10, 30, 20, 50, batch=2)
+    hole = square_hole(56, *box, batch=2)
+    everywhere = fill_beside(image, hole, face)
+    with torch.no_grad():
+        assert torch.equal(fill_beside(image, hole, face), everywhere)
+
+
 def test_fill_beside_continues_the_face_where_nothing_else_is_visible():
     face = square_hole(64, 20, 44, 20, 44)
     filled = fill_beside(torch.where(face, 0.5, 0.0).expand(1, 3, 64, 64), ~face, face)
