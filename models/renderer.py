@@ -216,14 +216,15 @@ class Renderer(nn.Module):
         top, left = rows.floor().long().clamp(0, height - 2), columns.floor().long().clamp(0, width - 2)
         first = torch.arange(0, batch * height * width, height * width, device=positions.device)[:, None]
         first_pixel = (first + top * width + left).flatten()
+        pixels = torch.stack([first_pixel + step for step in (0, 1, width, width + 1)]).flatten()
+        surface, per_row, per_column = (part.index_select(0, pixels).view(4, *rows.shape) for part in planes)
         below, beside = rows - top, columns - left
-        for down, below_it, row_share in ((0, below, 1 - below), (width, below - 1, below)):
-            for right, beside_it, column_share in ((0, beside, 1 - beside), (1, beside - 1, beside)):
-                surface, per_row, per_column = (part.index_select(0, first_pixel + (down + right)).view_as(rows)
-                                                for part in planes)
-                surface = torch.addcmul(torch.addcmul(surface, per_row, below_it), per_column, beside_it)
-                agrees = (surface - depth).abs() <= tolerance  # false where the pixel is empty
-                visible &= agrees | (row_share * column_share <= NEGLIGIBLE_WEIGHT)
+        surface = torch.addcmul(surface, per_row, torch.stack([below, below, below - 1, below - 1]))
+        surface = torch.addcmul(surface, per_column, torch.stack([beside, beside - 1, beside, beside - 1]))
+        agrees = (surface - depth).abs() <= tolerance  # false where the pixel is empty
+        above, left_of = 1 - below, 1 - beside
+        share = torch.stack([above * left_of, above * beside, below * left_of, below * beside])
+        visible &= (agrees | (share <= NEGLIGIBLE_WEIGHT)).all(0)
         return self._to_map(visible[..., None])
 
     def _planes(self, positions: torch.Tensor, raster: zbuffer.Rasterization) -> tuple[torch.Tensor, ...]:
