@@ -70,8 +70,8 @@ class Completion:
     code, vertices, positions, uv_shade, uv_visible, albedo_in: as in :class:`Factors`. landmarks (B, 68, 2): x
     (column), y (row) in image pixels. albedo_out (B, 3, 192, 256) in [-1, 1] and confidence (B, 1, 192, 256)
     log-uncertainty: the inpainter's output. texture_out (B, 3, 192, 256) in [-1, 1]: albedo_out under uv_shade, -1
-    outside the face. shade (B, 3, H, W): the shade in the image, 0 outside the face; rendered (B, 3, H, W): the
-    rendered face in [-1, 1] before blending, 0 outside coverage (B, 1, H, W) bool.
+    outside the face. rendered (B, 3, H, W): the rendered face in [-1, 1] before blending, 0 outside coverage
+    (B, 1, H, W) bool.
     face (B, 3, H, W): label probabilities of the completed image, with several iterations of the one that the last
     iteration started from; None without an occlusion net.
     """
@@ -88,7 +88,6 @@ class Completion:
     albedo_out: torch.Tensor
     confidence: torch.Tensor
     texture_out: torch.Tensor
-    shade: torch.Tensor
     rendered: torch.Tensor
     coverage: torch.Tensor
     face: torch.Tensor | None
@@ -231,15 +230,14 @@ class FaceCompletion(nn.Module):
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
             seen = match_grain(seen, hole, skin)
-        shade = factors.uv_shade.clamp(min=lighting.MIN_SHADE)
-        texture = lighting.to_texture(inpainted.albedo.float(), shade)
+        texture = lighting.to_texture(inpainted.albedo.float(), factors.uv_shade)
         return Completion(
             output=torch.where(hole, seen, image), hole=hole, code=factors.code, vertices=factors.vertices,
             positions=factors.positions, landmarks=factors.positions[:, self.morphable.landmarks][..., [1, 0]],
             uv_shade=factors.uv_shade, uv_visible=factors.uv_visible, albedo_in=factors.albedo_in,
             albedo_out=inpainted.albedo.float(), confidence=inpainted.confidence.float(),
             texture_out=torch.where(self.renderer.uv_mask, (2 * texture - 1).clamp(-1, 1), -1),
-            shade=self.renderer.render(shade, factors.raster), rendered=rendered.clamp(-1, 1), coverage=coverage,
+            rendered=rendered.clamp(-1, 1), coverage=coverage,
             face=face)
 
 

@@ -76,7 +76,7 @@ def test_shapes_and_ranges(batch, size):
         "output": (3, size, size), "hole": (1, size, size), "vertices": (1023, 3), "positions": (1023, 3),
         "landmarks": (68, 2), "uv_shade": (3, 192, 256), "uv_visible": (1, 192, 256), "albedo_in": (3, 192, 256),
         "albedo_out": (3, 192, 256), "confidence": (1, 192, 256), "texture_out": (3, 192, 256),
-        "shade": (3, size, size), "rendered": (3, size, size), "coverage": (1, size, size), "face": (3, size, size)}
+        "rendered": (3, size, size), "coverage": (1, size, size), "face": (3, size, size)}
     for name, shape in expected.items():
         assert getattr(result, name).shape == (batch, *shape), name
     for name in ("output", "albedo_in", "albedo_out", "texture_out", "rendered"):
