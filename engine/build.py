@@ -270,21 +270,29 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
             refiner = fold_for_inference(load_refiner(settings.refiner_ckpt).eval())
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    for network in (encoder, occlusion):  # faster with channels last, unlike the inpainter
-        fold_for_inference(network.eval()).to(memory_format=torch.channels_last)
+    for network in (encoder, occlusion):
+        fold_for_inference(network.eval())
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
-                                refiner=refiner)
-    return _compiled(settings, completion.eval().to(device or choose_device(settings)))
+                                refiner=refiner).eval()
+    for network in _networks(completion):  # faster so
+        network.to(memory_format=torch.channels_last)
+    return _compiled(settings, completion.to(device or choose_device(settings)))
+
+
+def _networks(completion: torch.nn.Module) -> list[torch.nn.Module]:
+    """Those of a completion that are made of convolutions, which the linear fill is not."""
+    from models.linear import LinearInpainter
+    from models.mixture import Mixture
+    networks = [getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner")]
+    networks = [part.network if isinstance(part, Mixture) else part for part in networks]
+    return [network for network in networks if network is not None and not isinstance(network, LinearInpainter)]
 
 
 def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     """A completion on its device, with its networks compiled if --compile says so."""
     if settings.compile:
         from engine.compilation import compile_networks
-        from models.mixture import Mixture
-        networks = [getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner")]
-        networks = [part.network if isinstance(part, Mixture) else part for part in networks]  # the linear fill is none
-        compile_networks(*filter(None, networks))
+        compile_networks(*_networks(completion))
     return completion
 
 
@@ -454,9 +462,10 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.linear_fill import fold_models, fold_of
     from engine.refiner_stage import RefinerStage
     from models.completion import FaceCompletion
-    from models.weights import load_linear, load_occlusion
+    from models.layers import fold_for_inference
+    from models.weights import load_inpainter, load_linear, load_occlusion
     if not settings.portraits:
-        raise UserError("--stage refiner corrects the linear fill of real faces: say where they are with --portraits "
+        raise UserError("--stage refiner corrects the mixed fill of real faces: say where they are with --portraits "
                         "DIR")
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)

@@ -16,9 +16,10 @@ from test_zbuffer_rasterize import HAS_CPU_UNIT
 from engine import build, compilation
 from models.completion import FaceCompletion
 from models.encoder import Encoder
-from models.layers import fold_for_inference
 from models.inpainter import Inpainter
+from models.layers import fold_for_inference
 from models.linear import LinearInpainter
+from models.mixture import Mixture
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
 from models.refiner import Refiner
@@ -66,6 +67,11 @@ def test_every_network_of_a_completion_is_compiled(asked):
     asked.clear()
     build._compiled(config.parse([], ""), completion(SmallInpainter()))
     assert asked == []
+
+
+def test_the_linear_fill_is_no_network():
+    mixed = build._networks(completion(Mixture(LinearInpainter(2), SmallInpainter()), Refiner()))
+    assert [type(network) for network in mixed] == [SmallEncoder, SmallOcclusion, SmallInpainter, Refiner]
 
 
 @pytest.mark.parametrize("name", ["encoder", "occlusion", "inpainter"])
