@@ -477,8 +477,9 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
     weights = dict(settings.loss_options)
     only_beside = bool(weights.pop("only_beside", 0))
-    return RefinerStage(completion, _new_refiner(settings), load_linear(settings.linear_ckpt), models, folds, weights,
-                        only_beside)
+    network = fold_for_inference(load_inpainter(settings.recon_ckpt, mirror_uv)[0].eval())
+    return RefinerStage(completion, _new_refiner(settings), network, load_linear(settings.linear_ckpt), models, folds,
+                        weights, only_beside)
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

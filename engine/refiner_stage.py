@@ -1,13 +1,12 @@
-"""Training of the refiner: the colours that the linear fill of real and built-in faces gets wrong in the hole, and
+"""Training of the refiner: the colours that the mixed fill of real and built-in faces gets wrong in the hole, and
 which of its pixels are hair or background instead.
 
 The linear model knows the portraits that it was made of, so on these its fill is better than on anybody else's face.
 Each portrait is therefore filled by a model that does without it (cross-validation), or the refiner would learn to
 trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
 as in a completion; the refiner alone is trained: on the face on smoothed colours, since detail is none of its business
-there. A completion's fill is mixed with the paper's network's (`models.mixture`), which is not there in training: it
-knows the portraits, too. Occluders other than the face's own hair are nothing that a hole should be filled with, so
-they teach it nothing.
+there. As in completions the fill is mixed with the paper's network's (`models.mixture`). Occluders other than the
+face's own hair are nothing that a hole should be filled with, so they teach it nothing.
 """
 from __future__ import annotations
 
@@ -26,6 +25,7 @@ from models.blending import blend
 from models.completion import FaceCompletion, visible_face
 from models.inpainter import Inpainting
 from models.linear import REDUCTION, blur
+from models.mixture import Mixture
 from models.refiner import SMOOTHNESS
 
 DEFAULT_WEIGHTS = {"colour": 1.0, "beside": 0.25, "odds": 0.1}
@@ -52,23 +52,23 @@ class FoldedPrior(nn.Module):
 
 
 class Fill(NamedTuple):
-    """What completes one batch: the linear fill of its items, and the refiner."""
+    """What completes one batch: the mixed fill of its items, and the refiner."""
 
-    prior: FoldedPrior
+    prior: Mixture
     refiner: nn.Module
 
 
 class RefinerStage(InpainterStage):
-    """The refiner, `models.refiner.Refiner`, between a drawn linear fill and the picture.
+    """The refiner, `models.refiner.Refiner`, between a drawn mixed fill and the picture.
 
-    completion: FaceCompletion with the frozen encoder and occlusion net. prior: the linear model of all portraits, for
-    faces that are none. fold_models: those that each leave out a fold; folds: a portrait's name -> its fold.
-    only_beside: train what is beside the face alone; the colours of the face stay as they are.
+    completion: FaceCompletion with the frozen encoder and occlusion net. network: the trained inpainter of the mixed
+    fill. prior: the linear model of all portraits, for faces that are none. fold_models: those that each leave out a
+    fold; folds: a portrait's name -> its fold. only_beside: train what is beside the face alone; the colours of the face stay as they are.
     """
 
     name = "refiner"
 
-    def __init__(self, completion: FaceCompletion, refiner: nn.Module, prior: nn.Module,
+    def __init__(self, completion: FaceCompletion, refiner: nn.Module, network: nn.Module, prior: nn.Module,
                  fold_models: Sequence[nn.Module], folds: Mapping[str, int],
                  weights: Mapping[str, float] | None = None, only_beside: bool = False):
         completion.inpainter = refiner
@@ -79,7 +79,8 @@ class RefinerStage(InpainterStage):
             refiner.beside.requires_grad_(True)
         self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}  # none of the inpainter's losses
         self.priors, self.folds = nn.ModuleList([*fold_models, prior]), dict(folds)
-        self.frozen["priors"] = self.priors
+        self.network = network
+        self.frozen.update(priors=self.priors, network=network)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """The smoothed colours on the face, those beside it, and the odds of either (paper: none; see the module)."""
@@ -106,7 +107,7 @@ class RefinerStage(InpainterStage):
 
     def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> Fill:
         choice = [self.folds.get(name, len(self.priors) - 1) for name in batch["name"]]
-        return Fill(FoldedPrior(self.priors, choice), networks[self.name])
+        return Fill(Mixture(FoldedPrior(self.priors, choice), self.network), networks[self.name])
 
     def _complete(self, inpainter: Fill, image: Tensor, hole: Tensor):
         self.completion.refiner = inpainter.refiner
