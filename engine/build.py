@@ -273,26 +273,18 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     for network in (encoder, occlusion):
         fold_for_inference(network.eval())
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
-                                refiner=refiner).eval()
-    for network in _networks(completion):  # faster so
-        network.to(memory_format=torch.channels_last)
-    return _compiled(settings, completion.to(device or choose_device(settings)))
-
-
-def _networks(completion: torch.nn.Module) -> list[torch.nn.Module]:
-    """Those of a completion that are made of convolutions, which the linear fill is not."""
-    from models.linear import LinearInpainter
-    from models.mixture import Mixture
-    networks = [getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner")]
-    networks = [part.network if isinstance(part, Mixture) else part for part in networks]
-    return [network for network in networks if network is not None and not isinstance(network, LinearInpainter)]
+                                refiner=refiner)
+    return _compiled(settings, completion.eval().to(device or choose_device(settings)))
 
 
 def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     """A completion on its device, with its networks compiled if --compile says so."""
     if settings.compile:
         from engine.compilation import compile_networks
-        compile_networks(*_networks(completion))
+        from models.mixture import Mixture
+        networks = [getattr(completion, name, None) for name in ("encoder", "occlusion", "inpainter", "refiner")]
+        networks = [part.network if isinstance(part, Mixture) else part for part in networks]  # the linear fill is none
+        compile_networks(*filter(None, networks))
     return completion
 
 
@@ -469,9 +461,11 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
                         "DIR")
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    completion = FaceCompletion(encoder, torch.nn.Identity(), model, occlusion=occlusion, iterations=1).eval()
+    for frozen in (encoder, occlusion):
+        fold_for_inference(frozen.eval())
     device = choose_device(settings)
-    completion = completion.to(device)
+    completion = FaceCompletion(encoder, torch.nn.Identity(), model, occlusion=occlusion, iterations=1)
+    completion = completion.eval().to(device)
     portraits = FolderFaces(settings.portraits)
     models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}

@@ -19,7 +19,6 @@ from models.encoder import Encoder
 from models.inpainter import Inpainter
 from models.layers import fold_for_inference
 from models.linear import LinearInpainter
-from models.mixture import Mixture
 from models.morphable import MorphableModel
 from models.occlusion import OcclusionNet
 from models.refiner import Refiner
@@ -67,11 +66,6 @@ def test_every_network_of_a_completion_is_compiled(asked):
     asked.clear()
     build._compiled(config.parse([], ""), completion(SmallInpainter()))
     assert asked == []
-
-
-def test_the_linear_fill_is_no_network():
-    mixed = build._networks(completion(Mixture(LinearInpainter(2), SmallInpainter()), Refiner()))
-    assert [type(network) for network in mixed] == [SmallEncoder, SmallOcclusion, SmallInpainter, Refiner]
 
 
 @pytest.mark.parametrize("name", ["encoder", "occlusion", "inpainter"])

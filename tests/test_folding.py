@@ -19,8 +19,7 @@ def outputs(network, *inputs):
 
 @pytest.mark.parametrize("create, shapes", [
     (Encoder, [(2, 3, 64, 64)]), (OcclusionNet, [(2, 3, 64, 64)]), (Inpainter, [(2, 3, 64, 64), (2, 1, 64, 64)])])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_folded_networks_give_the_same(create, shapes, layout):
+def test_folded_networks_give_the_same(create, shapes):
     torch.manual_seed(0)
     network = create()
     for module in network.modules():  # statistics and estimates as training leaves them, not as initialised
@@ -29,8 +28,10 @@ def test_folded_networks_give_the_same(create, shapes, layout):
             module.running_var.uniform_(0.5, 2.0)
     inputs = [torch.rand(shape) for shape in shapes]
     expected = outputs(network, *inputs)
-    folded = fold_for_inference(fold_for_inference(network)).to(memory_format=layout)  # twice changes nothing more
+    folded = fold_for_inference(fold_for_inference(network))  # twice changes nothing more
     for ours, theirs in zip(outputs(folded, *inputs), expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in folded.modules()
+               if isinstance(module, torch.nn.Conv2d))
