@@ -27,6 +27,7 @@ CORRELATED = 16  # texels that deviate from the model together, and so count as 
 OUTLIER = 0.12  # of albedo: texels that fit worse count little: hair, glasses, highlights (Geman and McClure, 1985)
 FIRST_OUTLIER = 0.3
 ROBUST_ROUNDS = 5
+THINNED = 2  # in all but the last of them every so many rows and columns of reduced texels are looked at
 RARELY_KNOWN = 0.1  # share of the maps
 DETAIL_GAIN = 0.7  # of the mirrored detail
 DETAIL_SIGMA = 6.0  # reduced texels; coarser than this is light, not detail
@@ -64,18 +65,29 @@ class LinearInpainter(nn.Module):
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""
         tint = TINT_SIGMA * torch.eye(3, device=difference.device)[:, :, None, None].expand(-1, -1, *weight.shape[1:])
-        basis = torch.cat([self.components, tint]).flatten(1)
-        evidence = weight / (CORRELATED * self.noise.square())
-        model, scale = torch.zeros_like(difference), FIRST_OUTLIER  # at first from the mean face, more generously
-        for _ in range(ROBUST_ROUNDS):
-            misfit = (difference - model).square().mean(0, keepdim=True)
-            trusted = (1 + misfit / scale ** 2) ** -2
+        every = torch.cat([self.components, tint]), difference, weight / (CORRELATED * self.noise.square())
+        # Which texels to trust a part of them tells nearly as well, in a fraction of the time.
+        some = [part[..., ::THINNED, ::THINNED].contiguous() for part in every]
+        some[2] *= THINNED ** 2
+        coefficients, scale = difference.new_zeros(len(every[0])), FIRST_OUTLIER  # first the mean face, more generously
+        for parts in [some] * (ROBUST_ROUNDS - 1) + [every]:
+            coefficients = _refit(*parts, coefficients, scale)
             scale = OUTLIER
-            seen = (evidence * trusted).expand_as(difference).flatten()
-            matrix = (basis * seen) @ basis.T + torch.eye(len(basis), device=basis.device)
-            coefficients = torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
-            model = (coefficients @ basis).unflatten(0, difference.shape)
-        return model
+        return (coefficients @ every[0].flatten(1)).unflatten(0, difference.shape)
+
+
+def _refit(basis: torch.Tensor, difference: torch.Tensor, evidence: torch.Tensor, coefficients: torch.Tensor,
+           scale: float) -> torch.Tensor:
+    """The most probable coefficients (K,) of basis (K, 3, h, w) given differences (3, h, w) of some evidence (1, h, w).
+
+    coefficients: those of the round before; texels that they miss by `scale` and more count less.
+    """
+    basis = basis.flatten(1)
+    misfit = difference - (coefficients @ basis).unflatten(0, difference.shape)
+    trusted = (1 + misfit.square().mean(0, keepdim=True) / scale ** 2) ** -2
+    seen = (evidence * trusted).expand_as(difference).flatten()
+    matrix = (basis * seen) @ basis.T + torch.eye(len(basis), device=basis.device)
+    return torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
 
 
 def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Tensor,
