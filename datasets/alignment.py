@@ -27,7 +27,7 @@ CROP_FOLDER = "celebahq_crop"  # of CelebA's crops, inside CelebA's folder
 _SUPERSAMPLING = 4  # the quad is first sampled at this multiple of the crop's size, then reduced
 _SUPERSAMPLED_SIZE = _SUPERSAMPLING * CROP_SIZE
 _LOBES = 3  # of the Lanczos filter that reduces it
-_STRIP, _BLOCK = 64, 16  # crop pixels that are made at a time, so that what they need stays in the cache
+_STRIP, _BLOCK = 32, 4  # crop pixels that are made at a time, so that what they need stays in the cache
 # Added before samples are cut to whole grey levels, that none is cut that is whole but for rounding, and before sums are
 # rounded, that halves, which a symmetric filter often gives on smooth skin, are rounded up as Pillow does.
 _UPWARDS = np.float32(1 / 4096)
@@ -196,27 +196,27 @@ def _sample(pixels: np.ndarray, quad: np.ndarray) -> np.ndarray:
     # Sampled with rows and columns exchanged, so that reducing along the first axis reduces each row of the crop.
     matrix = np.stack([quad[1] - quad[0], quad[3] - quad[0]], axis=1) / _SUPERSAMPLED_SIZE
     first = quad[0] + matrix.sum(axis=1) * 0.5 - 0.5
-    reduced = np.empty((CROP_SIZE, _SUPERSAMPLED_SIZE) + source.shape[2:], np.float32)
+    crop = np.empty((CROP_SIZE, CROP_SIZE) + source.shape[2:], np.float32)
     for start in range(0, CROP_SIZE, _STRIP):
         low, high = _reach(start, start + _STRIP)
         samples = cv2.warpAffine(source, np.column_stack([matrix, first + low * matrix[:, 1]]),
                                  (_SUPERSAMPLED_SIZE, high - low), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         np.floor(samples, out=samples)
-        _reduce(samples, low, reduced[start:start + _STRIP], start)
-    reduced = _to_levels(cv2.transpose(reduced))
-    crop = np.empty((CROP_SIZE, CROP_SIZE) + source.shape[2:], np.float32)
-    _reduce(reduced, 0, crop, 0)
+        columns = cv2.transpose(_to_levels(_reduced(samples, low, start, start + _STRIP)))
+        crop[:, start:start + _STRIP] = _reduced(columns, 0, 0, CROP_SIZE)
     crop = _to_levels(crop).astype(np.uint8)
     return np.ascontiguousarray(crop[..., :3]) if pixels.ndim == 3 else crop
 
 
-def _reduce(samples: np.ndarray, low: int, out: np.ndarray, start: int) -> None:
-    """Reduces samples (N, ...), those from ``low`` on, along the first axis to the crop pixels from ``start`` on."""
-    samples, out = samples.reshape(len(samples), -1), out.reshape(len(out), -1)
-    for place in range(start, start + len(out), _BLOCK):
+def _reduced(samples: np.ndarray, low: int, start: int, stop: int) -> np.ndarray:
+    """Crop pixels from ``start`` up to ``stop`` along the first axis, from samples (N, ...), those from ``low`` on."""
+    out = np.empty((stop - start,) + samples.shape[1:], np.float32)
+    samples, rows = samples.reshape(len(samples), -1), out.reshape(len(out), -1)
+    for place in range(start, stop, _BLOCK):
         first, last = _reach(place, place + _BLOCK)
         np.matmul(_lanczos()[place:place + _BLOCK, first:last], samples[first - low:last - low],
-                  out=out[place - start:place - start + _BLOCK])
+                  out=rows[place - start:place - start + _BLOCK])
+    return out
 
 
 def _reach(start: int, stop: int) -> tuple[int, int]:
