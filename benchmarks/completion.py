@@ -4,14 +4,13 @@
 
 Two completions side by side: the one that args.txt describes (the refined mixed fill, with grain), and the paper's
 (the inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
-built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32. Every figure is the
+built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32, as programs do. Every figure is the
 shortest of several repeats, in processor time of this process, so that what else the machine does counts little. What a
 ratio compares is measured in turns.
 """
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -49,15 +48,14 @@ def settings():
     return config.parse(["--config", "args.txt", "--ngpu", "0"], "benchmark")
 
 
-def build() -> dict:
-    """The two completions. The paper's inpainter has any weights: they do not change its time."""
+def build(chosen) -> dict:
+    """The two completions of settings. The paper's inpainter has any weights: they do not change its time."""
     from engine.build import build_completion
     from models.inpainter import Inpainter
-    from models.layers import fold_for_inference
 
-    cpu, inpainter = torch.device("cpu"), fold_for_inference(Inpainter().eval())
-    return {"args.txt": build_completion(settings(), cpu),
-            "paper": build_completion(settings(), cpu, inpainter=inpainter, grain=False)}
+    cpu = torch.device("cpu")
+    return {"args.txt": build_completion(chosen, cpu),
+            "paper": build_completion(chosen, cpu, inpainter=Inpainter(), grain=False)}
 
 
 def example(count: int):
@@ -147,8 +145,8 @@ def print_throughput(completions: dict, image, hole, repeats: int) -> None:
 @torch.no_grad()
 def main() -> None:
     """The command line."""
-    from engine.build import choose_precision
-    from engine.training import DTYPES
+    from engine.build import choose_precision, completion_dtype
+    from models.layers import compute_in
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
@@ -158,12 +156,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     image, hole = example(options.batch)
-    precision = choose_precision(settings().replace(precision=options.precision))
+    chosen = settings().replace(precision=options.precision)
+    precision = choose_precision(chosen)
     why = ", which this processor computes in" if precision == "bf16" else ": this processor has no bf16"
     print(f"networks in {precision}{why if options.precision == 'auto' else ''}; threads: {options.threads}")
-    mixed = torch.autocast("cpu", DTYPES[precision]) if precision in DTYPES else contextlib.nullcontext()
-    completions = build()
-    with mixed:
+    completions = build(chosen)
+    with compute_in(completion_dtype(chosen), torch.device("cpu")):  # for what is called here by itself
         print_parts(completions, image, hole, options.repeats)
         print_throughput(completions, image, hole, options.repeats)
 

@@ -45,6 +45,13 @@ def choose_precision(settings: Any) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
+def completion_dtype(settings: Any) -> torch.dtype:
+    """What the networks of a completion compute in: --precision says; "auto" leaves fp16 to training, which keeps values
+    within its small range."""
+    precision = choose_precision(settings)
+    return devices.choose_dtype("fp32" if settings.precision == "auto" and precision == "fp16" else precision)
+
+
 def run_folder(settings: Any) -> Path:
     """Where a training run's checkpoints and settings go.
 
@@ -260,21 +267,21 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
     from models.weights import load_occlusion, load_refiner
+    dtype = completion_dtype(settings)
     if inpainter is None and settings.model_type == "2d":
-        flat = fold_for_inference(_image_completion(settings, grain).eval()).to(device or choose_device(settings))
-        return _compiled(settings, flat)
+        flat = fold_for_inference(_image_completion(settings, grain, dtype).eval(), dtype)
+        return _compiled(settings, flat.to(device or choose_device(settings)))
     refiner = None
     if inpainter is None:
-        inpainter = fold_for_inference(_load_inpainter(settings).eval())
+        inpainter = _load_inpainter(settings)
         if settings.model_type == "refined":
-            refiner = fold_for_inference(load_refiner(settings.refiner_ckpt).eval())
+            refiner = load_refiner(settings.refiner_ckpt)
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    for network in (encoder, occlusion):
-        fold_for_inference(network.eval())
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
-                                refiner=refiner)
-    return _compiled(settings, completion.eval().to(device or choose_device(settings)))
+                                refiner=refiner, dtype=dtype)
+    fold_for_inference(completion.eval(), dtype)
+    return _compiled(settings, completion.to(device or choose_device(settings)))
 
 
 def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
@@ -301,13 +308,13 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
     return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt), network)
 
 
-def _image_completion(settings: Any, grain: bool) -> torch.nn.Module:
+def _image_completion(settings: Any, grain: bool, dtype: torch.dtype) -> torch.nn.Module:
     from models.image_completion import ImageCompletion
     from models.weights import load_image_inpainter, load_occlusion
     if settings.resolution[0] == WINDOW_SIZE:
         raise UserError("--model-type 2d completes the whole aligned crop: leave --resolution at [256,256]")
     return ImageCompletion(load_image_inpainter(settings.inpainter2d_ckpt), load_occlusion(settings.occ_ckpt)[0],
-                           grain)
+                           grain, dtype)
 
 
 def build_encoder(settings: Any, device: torch.device):

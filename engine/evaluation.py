@@ -37,9 +37,8 @@ HOLE_GREY = 128  # how a hole is shown in the grid
 class CompletesFaces(Protocol):
     """What evaluation needs of `models.completion.FaceCompletion`."""
 
-    occlusion: Callable[[Tensor], Tensor] | None
-
     def __call__(self, image: Tensor, hole: Tensor) -> Any: ...
+    def label(self, image: Tensor) -> Tensor: ...
     def predict_hole(self, image: Tensor) -> Tensor: ...
 
 
@@ -154,7 +153,7 @@ class Evaluator:
         """The face of each crop, bool (B, 256, 256): the dataset's labels, else the net's on the unmasked image."""
         if "labels" in batch:
             return (batch["labels"] == FACE).numpy()
-        return (self.completion.occlusion(image)[:, FACE] >= MIN_FACE).cpu().numpy()
+        return (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
 
     def _holes(self, image: Tensor, face: np.ndarray, names: list[str],
                results: list[Results]) -> list[np.ndarray | None]:

@@ -37,7 +37,7 @@ def collect(completion: Any, faces: FolderFaces, log_type: str,
     for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
         image = to_float(faces[index]["image"][None].to(device))
         hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
-        factors = completion.factor(image, hole, face=completion.trusted(completion.occlusion(image), hole))
+        factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
         visible = factors.uv_visible.float()
         for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
             values, weight = reduce(albedo, seen)

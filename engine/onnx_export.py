@@ -197,7 +197,7 @@ def export(settings: Any, check: bool) -> list[Path]:
     if settings.compile:
         raise UserError("--compile is for running the networks in PyTorch: leave it out to export them")
     folder = Path(settings.output)
-    completion = build.build_completion(settings, torch.device("cpu"))
+    completion = build.build_completion(settings.replace(precision="fp32"), torch.device("cpu"))
     parts = parts_of(completion, settings.model_type, settings.resolution[0])
     files.refuse_overwriting(folder, [f"{part.name}.onnx" for part in parts], settings.overwrite)
     if settings.model_type in ("linear", "mixed", "refined"):

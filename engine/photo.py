@@ -257,7 +257,7 @@ class PhotoCompleter:
         if predict:
             hole |= holes.clean(self.completion.predict_hole(image, hair=options.hair == "fill")[0, 0].cpu().numpy())
         if options.source == "random":
-            face = (self.completion.occlusion(image)[0, FACE] >= MIN_FACE).cpu().numpy()
+            face = (self.completion.label(image)[0, FACE] >= MIN_FACE).cpu().numpy()
             hole |= fixed_hole(options.seed, name, ndimage.binary_fill_holes(face))  # an open mouth is hidden as well
         if options.regions:
             landmarks, coverage = self._fit(image, hole if mask is None else hole | alignment.crop_mask(mask))

@@ -32,7 +32,9 @@ from engine.distributed import World
 from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, face_generators, random_states,
                                  restore_random_states, seed_everything)
 from engine.stage import Stage
+from models.layers import compute_in
 from utils import checkpoints, files
+from utils.device import choose_dtype
 from utils.errors import UserError
 from utils.logging import note, warning
 
@@ -42,7 +44,6 @@ MOST_SKIPPED = 100  # bad steps in a row after which the networks, not the data,
 MOST_BAD_BATCHES = 20  # files; a run that skips for weeks must not fill the disk
 BATCH_FORMAT = "3dfacefill-batch"
 LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -471,8 +472,7 @@ class Trainer:
         return [parameter for module in modules.values() for parameter in module.parameters()]
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = DTYPES.get(self.options.precision)
-        return torch.autocast(self.world.device.type, dtype) if dtype else contextlib.nullcontext()
+        return compute_in(choose_dtype(self.options.precision), self.world.device)
 
     def _set_modes(self) -> None:
         for module in [*self.stage.networks.values(), *self.stage.critics.values()]:

@@ -5,6 +5,7 @@ centre 224 px window; holes (B, 1, H, W), 1 or True = hidden. Nothing reads a hi
 """
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields
 
 import cv2
@@ -19,6 +20,7 @@ from models import lighting
 from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
 from models.encoder import FaceCode
 from models.grain import match_grain
+from models.layers import compute_in
 from models.morphable import MorphableModel
 from models.occlusion import FACE, OCCLUSION
 from models.renderer import WINDOW_SIZE, Renderer, project
@@ -106,13 +108,15 @@ class FaceCompletion(nn.Module):
     one_by_one: complete the images of a batch one after another, so that an image's pixels do not depend on the batch
     in a single bit (libraries choose other convolution algorithms for other batch sizes); False is faster on a GPU and
     agrees but for rounding, which can tip a pixel by a grey level.
+    dtype: what the networks compute in; below float32 under autocast, which wants convolutions of float32 or of this
+    (`models.layers.fold_for_inference`).
 
-    Put it in evaluation mode before completing. Geometry and light are computed in float32 also under autocast.
+    Put it in evaluation mode before completing. Geometry and light are computed in float32 whatever the networks are.
     """
 
     def __init__(self, encoder: nn.Module, inpainter: nn.Module, morphable: MorphableModel,
                  occlusion: nn.Module | None = None, iterations: int = 2, one_by_one: bool = True,
-                 grain: bool = False, refiner: nn.Module | None = None):
+                 grain: bool = False, refiner: nn.Module | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -125,6 +129,7 @@ class FaceCompletion(nn.Module):
         self.iterations = iterations
         self.one_by_one = one_by_one
         self.grain = grain
+        self.dtype = dtype
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
@@ -151,7 +156,8 @@ class FaceCompletion(nn.Module):
         image = torch.where(hole, 0, image)
         offset = (image.shape[-1] - WINDOW_SIZE) // 2
         window = slice(offset, offset + WINDOW_SIZE)
-        code = self.encoder((image if seen is None else seen)[..., window, window])
+        with self._networks():
+            code = self.encoder((image if seen is None else seen)[..., window, window])
         code = type(code)(*(part.float() for part in code))
         vertices = self.morphable.vertices(code.shape)
         positions = project(vertices, code.scale, code.pose, offset)
@@ -195,15 +201,21 @@ class FaceCompletion(nn.Module):
         if self.occlusion is None:
             raise ValueError("predicting the hole needs an occlusion net")
         if hair:
-            return occluders(self._label(image))
+            return occluders(self.label(image))
         items = image.split(1) if self.one_by_one else [image]
-        labels, kept = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
+        with self._networks():
+            labels, kept = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
         return occluders(labels.float(), kept)
 
-    def _label(self, image: torch.Tensor) -> torch.Tensor:
-        if not self.one_by_one:
-            return self.occlusion(image).float()
-        return torch.cat([self.occlusion(item[None]).float() for item in image])
+    def label(self, image: torch.Tensor) -> torch.Tensor:
+        """Label probabilities (B, 3, H, W) of image (B, 3, H, W), by the occlusion net, which must be there."""
+        items = image.split(1) if self.one_by_one else [image]
+        with self._networks():
+            return torch.cat([self.occlusion(item).float() for item in items])
+
+    def _networks(self) -> contextlib.AbstractContextManager:
+        """In which networks are called."""
+        return compute_in(self.dtype, self.renderer.uv_mask.device)
 
     def trusted(self, labels: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         """How far the pixels around the hole show the face, (B, 1, H, W), for label probabilities (B, 3, H, W)."""
@@ -211,22 +223,24 @@ class FaceCompletion(nn.Module):
 
     def _complete(self, image: torch.Tensor, hole: torch.Tensor) -> Completion:
         masked = torch.where(hole, 0, image)
-        seen, face = None, None if self.occlusion is None else self._label(masked)
+        seen, face = None, None if self.occlusion is None else self.label(masked)
         for iteration in range(self.iterations):
             known = None if face is None else self.trusted(face, hole)
             factors = self.factor(image, hole, seen, known)
-            inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
+            with self._networks():
+                inpainted = self.inpainter(factors.albedo_in, factors.uv_visible.to(image.dtype))
             rendered, coverage = self.render_face(inpainted.albedo, factors.uv_shade, factors.raster)
             surface = coverage * (~hole if known is None else known)
             covered = blend(masked, hole & coverage, rendered, surface.to(image.dtype))
             if self.refiner is not None and iteration + 1 == self.iterations:
-                filled = self.refiner(masked, covered, hole, coverage).picture
+                with self._networks():
+                    filled = self.refiner(masked, covered, hole, coverage).picture.float()
             else:
                 filled = fill_beside(covered, hole & ~coverage, coverage)
             seen = keep_grey(filled, hole)
             # What a last iteration of several changes is too little to be labelled again (docs/speed.md).
             if self.occlusion is not None and (iteration == 0 or iteration + 1 < self.iterations):
-                face = self._label(seen)
+                face = self.label(seen)
         if self.grain:
             skin = coverage if face is None else face[:, FACE:FACE + 1] >= MIN_FACE
             seen = match_grain(seen, hole, skin)

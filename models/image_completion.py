@@ -14,6 +14,7 @@ from models.blending import blend, keep_grey
 from models.completion import MIN_FACE, check_images, occluders, visible_face, with_features
 from models.grain import match_grain
 from models.inpainter import Inpainter
+from models.layers import compute_in
 from models.linear import enlarge, reduce
 from models.occlusion import FACE
 
@@ -44,12 +45,13 @@ class ImageInpainter(nn.Module):
 class ImageCompletion(nn.Module):
     """Completes faces in two dimensions; what evaluation uses of it is as in `models.completion.FaceCompletion`.
 
-    inpainter: `ImageInpainter`; occlusion: image -> label probabilities; grain: as there.
+    inpainter: `ImageInpainter`; occlusion: image -> label probabilities; grain, dtype: as there.
     """
 
-    def __init__(self, inpainter: nn.Module, occlusion: nn.Module, grain: bool = False):
+    def __init__(self, inpainter: nn.Module, occlusion: nn.Module, grain: bool = False,
+                 dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.inpainter, self.occlusion, self.grain = inpainter, occlusion, grain
+        self.inpainter, self.occlusion, self.grain, self.dtype = inpainter, occlusion, grain, dtype
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor, hole: torch.Tensor) -> ImageResult:
@@ -61,9 +63,10 @@ class ImageCompletion(nn.Module):
         check_images(image, hole)
         hole = hole > 0.5
         masked = torch.where(hole, 0, image)
-        generated = self.inpainter(masked, ~hole)
+        with compute_in(self.dtype, image.device):
+            generated = self.inpainter(masked, ~hole)
         first = blend(masked, hole, generated, (~hole).float())
-        face = self.occlusion(first)[:, FACE:FACE + 1].float()
+        face = self.label(first)[:, FACE:FACE + 1]
         known = visible_face(with_features(face, hole), hole)
         filled = keep_grey(blend(masked, hole, generated, known), hole)
         if self.grain:
@@ -74,6 +77,13 @@ class ImageCompletion(nn.Module):
     def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         """As `models.completion.FaceCompletion.predict_hole`."""
         if hair:
-            return occluders(self.occlusion(image).float())
-        labels, kept = self.occlusion.with_hair(image)
+            return occluders(self.label(image))
+        with compute_in(self.dtype, image.device):
+            labels, kept = self.occlusion.with_hair(image)
         return occluders(labels.float(), kept)
+
+    @torch.no_grad()
+    def label(self, image: torch.Tensor) -> torch.Tensor:
+        """As `models.completion.FaceCompletion.label`."""
+        with compute_in(self.dtype, image.device):
+            return self.occlusion(image).float()

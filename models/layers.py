@@ -6,6 +6,8 @@ weight written as a matrix whose rows are the output channels.
 """
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -141,13 +143,20 @@ class ResidualDouble(nn.Module):
         return self.activation(residual + (x if self.shortcut is None else self.shortcut(x)))
 
 
+def compute_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast to dtype; float32: nothing, so that an autocast around it goes on."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
 @torch.no_grad()
-def fold_for_inference(network: nn.Module) -> nn.Module:
+def fold_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Prepares a network in evaluation mode for inference alone, in place; the same outputs but for rounding.
 
     Spectrally normalised weights are divided by their singular values once, not in every forward; batch norms behind a
     convolution become part of it; weights of convolutions, and so their maps, are kept with channels last, which is
-    faster. Returns the network, which can then neither be trained nor saved: its state is no longer what it was.
+    faster. dtype: of these weights; what is not float32 wants an autocast to the same (:func:`compute_in`), and gives the
+    same bits there without a conversion in every forward. Returns the network, which can then neither be trained nor
+    saved: its state is no longer what it was.
     """
     for module in network.modules():
         if isinstance(module, _SpectralNorm) and not module.folded:
@@ -161,8 +170,8 @@ def fold_for_inference(network: nn.Module) -> nn.Module:
                 if isinstance(parent.get_submodule(norm), nn.BatchNorm2d):
                     fused = fuse_conv_bn_eval(parent.get_submodule(conv), parent.get_submodule(norm))
                     setattr(parent, conv, fused)
-                    setattr(parent, norm, nn.Identity())
+                    setattr(parent, norm, nn.Identity().eval())
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            module.to(memory_format=torch.channels_last)
+            module.to(dtype, memory_format=torch.channels_last)
     return network.requires_grad_(False)

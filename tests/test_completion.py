@@ -68,6 +68,33 @@ class GreyInpainter(nn.Module):
 # ---------------------------------------------------------------- the invariants
 
 
+class LikelyFace(nn.Module):
+    """An occlusion net whose answer tells what it computes in: a convolution's dtype under autocast."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.seen = nn.Conv2d(3, 3, 1), []
+
+    def forward(self, image):
+        answer = self.conv(image)
+        self.seen.append(answer.dtype)
+        return answer.softmax(1)
+
+
+def test_networks_compute_in_the_wanted_precision_and_geometry_in_float32():
+    image, hole = face_samples.picture(1, 256), rectangle(1, 256)
+    result = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        occlusion = LikelyFace()
+        done = completion(occlusion=occlusion, dtype=dtype)(image, hole)
+        assert set(occlusion.seen) == {dtype}
+        assert {part.dtype for part in (done.output, done.positions, done.albedo_in, done.face)} == {torch.float32}
+        result[dtype] = done.output
+    assert torch.equal(result[torch.bfloat16][~hole.bool().expand_as(image)], image[~hole.bool().expand_as(image)])
+    assert (result[torch.bfloat16] - result[torch.float32]).abs().max() < 0.02
+
+
 @pytest.mark.parametrize("batch, size", [(1, 224), (3, 256)])
 def test_shapes_and_ranges(batch, size):
     hole = rectangle(batch, size)

@@ -203,3 +203,12 @@ def test_the_2d_baseline_refuses_the_window():
     """224 pixels are no multiple of what its network needs."""
     with pytest.raises(UserError, match="--resolution"):
         build.build_completion(settings(model_type="2d", resolution=[224, 224], ngpu=0))
+
+
+@pytest.mark.parametrize("asked, fast, dtype", [
+    ("auto", "bf16", torch.bfloat16), ("auto", "fp32", torch.float32), ("auto", "fp16", torch.float32),
+    ("fp32", "bf16", torch.float32), ("fp16", "bf16", torch.float16)])
+def test_faces_are_completed_in_the_precision_that_is_asked_for_or_fast(monkeypatch, asked, fast, dtype):
+    choose = build.choose_precision
+    monkeypatch.setattr(build, "choose_precision", lambda given: fast if asked == "auto" else choose(given))
+    assert build.completion_dtype(settings(precision=asked, ngpu=0)) == dtype

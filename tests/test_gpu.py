@@ -68,7 +68,7 @@ def test_gradients_through_the_renderer_are_the_cpus(faces):
 def test_completion_is_the_cpus():
     from datasets.synthetic import SyntheticFaces
     from engine.augmentation import to_float
-    settings = config.parse(["--config", str(ROOT / "args.txt")], "test")
+    settings = config.parse(["--config", str(ROOT / "args.txt"), "--precision", "fp32"], "test")
     faces = SyntheticFaces("test", 2, occluders=False)
     image = torch.stack([to_float(faces[index]["image"][None])[0] for index in range(2)])
     hole = torch.zeros(2, 1, 256, 256, dtype=torch.bool)

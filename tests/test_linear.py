@@ -115,7 +115,7 @@ class Halves:
             return torch.ones(1, 1, 192, 256)
 
     @staticmethod
-    def occlusion(image):
+    def label(image):
         return torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(len(image), 3, 256, 256)
 
     @staticmethod

@@ -49,7 +49,7 @@ class QuickCompletion:
 
     def __init__(self) -> None:
         self.real = FaceCompletion(StandInEncoder(), StandInInpainter(), self.morphable, self.occlusion, iterations=1)
-        self.factor, self.calls = self.real.factor, 0
+        self.factor, self.label, self.calls = self.real.factor, self.real.label, 0
 
     def predict_hole(self, image: torch.Tensor, hair: bool = True) -> torch.Tensor:
         return self.occlusion(image)[:, OCCLUSION:OCCLUSION + 1] > 0.5

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def choose_dtype(precision: str) -> torch.dtype:
+    """What "fp32", "bf16" and "fp16" stand for."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def choose_device(ngpu: int) -> torch.device:
     """The processor of this process: a GPU if `ngpu` > 0 and there is one, else the CPU (said in one line).
 
