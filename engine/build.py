@@ -401,7 +401,7 @@ def _geometry(model: MorphableModel, definition: Any):
 
 def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.occlusion_stage import OcclusionStage
-    from models.occlusion import OcclusionNet
+    from models.occlusion import CLASS_WEIGHTS, OcclusionNet
     from models.weights import load_occlusion
     network = load_occlusion(settings.occ_ckpt)[0] if settings.finetune else OcclusionNet()
     tells_hair = "hair" in train_set[0]
@@ -412,7 +412,7 @@ def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     if only_hair and not tells_hair:
         raise UserError("--loss-options only_hair: these faces do not tell hair; write them anew with "
                         "python -m datasets.synthetic")
-    network.reduction = _train_size(settings) / WINDOW_SIZE
+    network.reduction, network.class_weights = _train_size(settings) / WINDOW_SIZE, CLASS_WEIGHTS
     return OcclusionStage(network, weights, only_hair)
 
 

@@ -17,9 +17,8 @@ from engine.compilation import compile_method
 from engine.distributed import mean_over_processes
 from engine.losses import weighted_mean
 from engine.stage import Autocast, Stage
-from models.occlusion import N_LABELS, OCCLUSION
+from models.occlusion import CLASS_WEIGHTS, N_LABELS, OCCLUSION
 
-CLASS_WEIGHTS = (0.8, 1.4, 0.8)  # face, occlusion, background: occluders are the rarest
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
 BOUNDARY_WIDTH = 7
 DEFAULT_WEIGHTS = {"cross_entropy": 1.0, "dice": 0.5, "hair": 1.0}

@@ -1,6 +1,8 @@
 """The occlusion net O: a U-Net that labels each pixel face, occlusion or background."""
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +12,8 @@ from models.layers import ResidualDouble
 # The labels, everywhere in this project; the mouth's inside counts as background.
 FACE, OCCLUSION, BACKGROUND = 0, 1, 2
 N_LABELS = 3
+# Of the labels in our training's cross-entropy: occluders are the rarest (`engine.occlusion_stage`).
+CLASS_WEIGHTS = (0.8, 1.4, 0.8)
 MIN_SIZE = 32
 
 
@@ -40,6 +44,9 @@ class OcclusionNet(nn.Module):
     trained in this way.
     knows_hair: another departure: small heads on the decoder's maps tell the face's own hair from what else hides it,
     for those who ask (`hair`). The labels do not depend on them.
+    class_weights: those of the cross-entropy that the weights were trained with, None for equal ones. Such weights
+    multiply the odds that training teaches, so they are divided out again, but for while the net trains (Elkan, The
+    Foundations of Cost-Sensitive Learning, 2001).
     """
 
     def __init__(self, reduction: float = 1.0, knows_hair: bool = False):
@@ -50,6 +57,7 @@ class OcclusionNet(nn.Module):
         self.down = nn.ModuleList(_double(*pair) for pair in zip(widths[:-1], widths[1:]))
         self.up = nn.ModuleList([_Up(512, 256), _Up(512, 128), _Up(256, 64), _Up(128, 32), _Up(64, 32)])
         self.output = nn.Conv2d(32, N_LABELS, 1)
+        self.class_weights: tuple[float, ...] | None = None
         self.hair_heads: nn.ModuleList | None = None
         if knows_hair:
             self.learn_hair()
@@ -74,7 +82,7 @@ class OcclusionNet(nn.Module):
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""
-        return self._enlarged(self.output(self._decoded(image)[-1]), image)
+        return self._label_scores(self._decoded(image)[-1], image)
 
     def scores(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(`logits`, log odds (B, 1, H, W) that occlusion is hair, or None if the net does not know it), in one pass.
@@ -85,7 +93,14 @@ class OcclusionNet(nn.Module):
         hair = None
         if self.knows_hair:
             hair = sum(self._enlarged(head(decoded.detach()), image) for head, decoded in zip(self.hair_heads, maps))
-        return self._enlarged(self.output(maps[-1]), image), hair
+        return self._label_scores(maps[-1], image), hair
+
+    def _label_scores(self, decoded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        scores = self._enlarged(self.output(decoded), image)
+        if self.training or self.class_weights is None:
+            return scores
+        weighted = zip(scores.unbind(1), self.class_weights)
+        return torch.stack([score - math.log(weight) for score, weight in weighted], dim=1)
 
     @staticmethod
     def _enlarged(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

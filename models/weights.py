@@ -13,7 +13,7 @@ from models.encoder import Encoder
 from models.image_completion import ImageInpainter
 from models.inpainter import Inpainter
 from models.linear import LinearInpainter
-from models.occlusion import OcclusionNet
+from models.occlusion import CLASS_WEIGHTS, OcclusionNet
 from models.refiner import Refiner
 from models.renderer import WINDOW_SIZE
 from utils import checkpoints
@@ -40,6 +40,8 @@ def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
     """(occlusion net in evaluation mode, metadata), as :func:`load_encoder`."""
     occlusion, metadata = _load(path, "occlusion",
                                 lambda state: OcclusionNet(knows_hair="hair_heads.0.weight" in state))
+    if metadata.get("source") != "published":
+        occlusion.class_weights = CLASS_WEIGHTS
     occlusion.reduction = (_train_size(metadata) or WINDOW_SIZE) / WINDOW_SIZE
     return occlusion, metadata
 

@@ -20,7 +20,7 @@ from engine.segmentation_evaluation import (SegmentationEvaluator, SegmentationO
                                             summarise)
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
-from models.occlusion import BACKGROUND, FACE, OCCLUSION, OcclusionNet
+from models.occlusion import BACKGROUND, CLASS_WEIGHTS, FACE, OCCLUSION, OcclusionNet
 from models.weights import load_occlusion
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -41,7 +41,8 @@ def test_weights_say_whether_hair_is_known(tmp_path):
     for knows in (False, True):
         path = tmp_path / f"{knows}.pth"
         checkpoints.save_weights(path, "occlusion", OcclusionNet(knows_hair=knows).state_dict(), {})
-        assert load_occlusion(path)[0].knows_hair is knows
+        found, _ = load_occlusion(path)
+        assert found.knows_hair is knows and found.class_weights == CLASS_WEIGHTS
 
 
 def test_built_in_faces_say_what_is_hair():

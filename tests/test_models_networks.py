@@ -276,3 +276,19 @@ def test_encoder_without_codes_says_the_same_of_the_head():
     bare.learn_codes()
     assert bare.knows_codes and bare(image).albedo.shape == (2, 512)
     assert set(bare.state_dict()) == set(encoder.state_dict())
+
+
+@torch.no_grad()
+def test_class_weights_of_the_training_are_divided_out_of_the_odds():
+    torch.manual_seed(0)
+    net, image = OcclusionNet(64 / 224, knows_hair=True).eval(), torch.rand(1, 3, 224, 224)
+    equal, hair = net.scores(image)
+    net.class_weights = (1.0, 2.0, 0.5)
+    odds = net(image) / net(image)[:, :1] / (equal.softmax(1) / equal.softmax(1)[:, :1])
+    torch.testing.assert_close(odds.mean((0, 2, 3)), torch.tensor([1.0, 0.5, 2.0]))
+    torch.testing.assert_close(net.scores(image)[0], net.logits(image))
+    assert torch.equal(net.scores(image)[1], hair)  # it is asked within occlusion
+    net.train()
+    trained = net.logits(image)
+    net.class_weights = None
+    torch.testing.assert_close(net.logits(image), trained)  # the loss weighs classes by itself
