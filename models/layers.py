@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 SPECTRAL_EPSILON = 1e-12
 INITIAL_POWER_ITERATIONS = 15
 CHANNELS_PER_GROUP = 4
+SMALL_MAP = 1536  # pixels
 
 
 class _SpectralNorm:
@@ -90,9 +91,18 @@ class SpectralConvTranspose2d(_SpectralNorm, nn.ConvTranspose2d):
         )
 
 
+class _GroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm``, which on a CPU is up to twenty times slower for small maps with channels last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= SMALL_MAP:
+            x = x.contiguous()
+        return super().forward(x)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with ``channels / 4`` groups."""
-    return nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+    return _GroupNorm(channels // CHANNELS_PER_GROUP, channels)
 
 
 class ConvUnit(nn.Module):
