@@ -64,7 +64,7 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
     while sigma <= max(COARSEST * scale, 2 * FINEST):
         coarser, coarser_noise = cv2.GaussianBlur(picture, (0, 0), sigma), cv2.GaussianBlur(noise, (0, 0), sigma)
         band, grain = finer - coarser, finer_noise - coarser_noise
-        grain /= np.maximum(grain.std(axis=(0, 1)), 1e-6)
+        grain /= np.maximum(cv2.meanStdDev(grain)[1].ravel(), 1e-6).astype(np.float32)
         damping = _damping(band, **places)
         power = cv2.GaussianBlur(band * band, (0, 0), FLAT_SIGMA)
         amplitudes = np.zeros((3, 3), np.float32)
