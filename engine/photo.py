@@ -305,7 +305,7 @@ class PhotoCompleter:
                 replaced &= alignment.mask_in_photo(coverage, region)
             paste(result, alignment, output, replaced, hidden[region], region, self._skin(completion, coverage),
                   seed=self.options.seed, seam=self.options.seam)
-        maps = _uv_pictures(completion)
+        maps = _uv_pictures(completion, self.completion.renderer.uv_mask)
         landmarks = completion.landmarks[0].cpu().numpy() + self.window.start
         share = float((hole & coverage).sum() / max(coverage.sum(), 1))
         return CompletedFace(number, found, alignment, crop, hole, output, *maps, landmarks, self._head(completion),
@@ -376,12 +376,16 @@ def _owners(hidden: np.ndarray, plans: list[Alignment]) -> np.ndarray | None:
     return owners
 
 
-def _uv_pictures(result: Completion) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Visible and completed texture, visible and completed albedo: uint8 (192, 256, 3); what is not visible is grey."""
+def _uv_pictures(result: Completion, uv_mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Visible and completed texture, visible and completed albedo: uint8 (192, 256, 3).
+
+    What is not visible is grey; where there is no face, outside uv_mask (192, 256), the completed ones are black.
+    """
+    albedo = torch.where(uv_mask, result.albedo_out, -1)
     visible = result.uv_visible[0, 0].cpu().numpy()[:, :, None]
     texture = 2 * to_texture(result.albedo_in, result.uv_shade) - 1
     return (np.where(visible, _picture(texture), np.uint8(HOLE_GREY)), _picture(result.texture_out),
-            np.where(visible, _picture(result.albedo_in), np.uint8(HOLE_GREY)), _picture(result.albedo_out))
+            np.where(visible, _picture(result.albedo_in), np.uint8(HOLE_GREY)), _picture(albedo))
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:
