@@ -4,9 +4,9 @@
 
 Two completions side by side: the one that args.txt describes (the refined mixed fill, with grain), and the paper's
 (the inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
-built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32, as programs do. Every figure is the
-shortest of several repeats, in processor time of this process, so that what else the machine does counts little. What a
-ratio compares is measured in turns.
+built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32, as programs do. Every
+figure is the shortest of several repeats, in processor time of this process, so that what else the machine does counts
+little. What a ratio compares is measured in turns.
 """
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def choose_precision(settings: Any) -> str:
 
 
 def completion_dtype(settings: Any) -> torch.dtype:
-    """What the networks of a completion compute in: --precision says; "auto" leaves fp16 to training, which keeps values
-    within its small range."""
+    """What the networks of a completion compute in, as --precision says; "auto" leaves fp16 to training, which keeps
+    values within its small range."""
     precision = choose_precision(settings)
     return devices.choose_dtype("fp32" if settings.precision == "auto" and precision == "fp16" else precision)
 

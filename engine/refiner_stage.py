@@ -63,7 +63,8 @@ class RefinerStage(InpainterStage):
 
     completion: FaceCompletion with the frozen encoder and occlusion net. network: the trained inpainter of the mixed
     fill. prior: the linear model of all portraits, for faces that are none. fold_models: those that each leave out a
-    fold; folds: a portrait's name -> its fold. only_beside: train what is beside the face alone; the colours of the face stay as they are.
+    fold; folds: a portrait's name -> its fold. only_beside: train what is beside the face alone; the colours of the
+    face stay as they are.
     """
 
     name = "refiner"

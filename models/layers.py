@@ -164,9 +164,9 @@ def fold_for_inference(network: nn.Module, dtype: torch.dtype = torch.float32) -
 
     Spectrally normalised weights are divided by their singular values once, not in every forward; batch norms behind a
     convolution become part of it; weights of convolutions, and so their maps, are kept with channels last, which is
-    faster. dtype: of these weights; what is not float32 wants an autocast to the same (:func:`compute_in`), and gives the
-    same bits there without a conversion in every forward. Returns the network, which can then neither be trained nor
-    saved: its state is no longer what it was.
+    faster. dtype: of these weights; what is not float32 wants an autocast to the same (:func:`compute_in`), and gives
+    the same bits there without a conversion in every forward. Returns the network, which can then neither be trained
+    nor saved: its state is no longer what it was.
     """
     for module in network.modules():
         if isinstance(module, _SpectralNorm) and not module.folded:

@@ -56,6 +56,13 @@ def picture(size: int = 256, count: int = 2):
     return image, torch.where(hole, completed, image), hole, face
 
 
+def refiner_stage(refiner: Refiner, weights=None, folds=None, **options) -> RefinerStage:
+    """The refiner's training on small networks; a portrait of a fold is filled with 0.5, others with 0."""
+    completion = small_completion(nn.Identity())
+    return RefinerStage(completion, refiner, Constant(0.0), Constant(0.0), [Constant(0.5)] * bool(folds), folds or {},
+                        weights, **options)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("size", [256, 224])
 def test_only_the_hole_changes_and_nothing_hidden_is_read(size):
@@ -103,7 +110,7 @@ def test_hair_is_to_be_filled_in_and_other_occluders_teach_nothing():
     """A face whose lower end is hidden by an occluder that is hair in its left half."""
     torch.manual_seed(0)
     refiner = Refiner()
-    stage = RefinerStage(small_completion(nn.Identity()), refiner, Constant(0.0), Constant(0.0), [], {})
+    stage = refiner_stage(refiner)
     stage.to(torch.device("cpu"))
     batch = next(iter(DataLoader(SmallFaces(2), batch_size=2)))
     examples = {}
@@ -126,7 +133,7 @@ def test_only_what_is_beside_the_face_is_trained_if_asked():
     torch.manual_seed(0)
     refiner = Refiner()
     before = {name: value.clone() for name, value in refiner.state_dict().items()}
-    stage = RefinerStage(small_completion(nn.Identity()), refiner, Constant(0.0), Constant(0.0), [], {}, only_beside=True)
+    stage = refiner_stage(refiner, only_beside=True)
     optimiser = torch.optim.Adam([value for value in refiner.parameters() if value.requires_grad])
     refiner.train()
     losses, _ = stage.losses(next(iter(DataLoader(SmallFaces(2), batch_size=2))), face_generators((0,), range(2)),
@@ -230,8 +237,7 @@ def improvement(stage) -> tuple[float, float]:
 def test_training_lowers_the_loss(kind):
     torch.manual_seed(0)
     if kind == "refiner":
-        folds = {"face_0": 0}
-        stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), Constant(0.0), [Constant(0.5)], folds)
+        stage = refiner_stage(Refiner(), folds={"face_0": 0})
         batch = {"name": ["face_0", "face_1"]}
         assert stage._inpainter(stage.networks, batch).prior.linear.choice == [0, 1]
     else:
@@ -260,7 +266,7 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
 
 
 def test_the_refiner_has_none_of_the_inpainters_losses():
-    stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), Constant(0.0), [], {}, {"colour": 2.0})
+    stage = refiner_stage(Refiner(), {"colour": 2.0})
     assert stage.weights == {"colour": 2.0, "beside": 0.25, "odds": 0.1} and not stage.critics
 
 
@@ -336,7 +342,7 @@ def test_the_error_is_the_mean_of_each_images_root_mean_square():
 
 
 def test_half_of_the_rectangles_reach_beyond_the_face():
-    stage = RefinerStage(small_completion(nn.Identity()), Refiner(), Constant(0.0), Constant(0.0), [], {})
+    stage = refiner_stage(Refiner())
     face = torch.zeros(200, 1, 64, 64, dtype=torch.bool)
     face[..., 20:40, 20:40] = True
     grown = stage._may_be_hidden(face, face_generators((0,), range(200)))
