@@ -26,13 +26,20 @@ def compile_networks(*networks: nn.Module) -> None:
     for network in networks:
         if next(network.parameters(), None) is not None:
             require_compiler(_device(network))
-            network.compile(fullgraph=True)
+            network.compile(fullgraph=True, options=_options(network))
 
 
 def compile_method(method: Callable) -> Callable:
     """A network's method compiled; the network itself stays as it is. Otherwise as `compile_networks`."""
     require_compiler(_device(method.__self__))
-    return torch.compile(method, fullgraph=True)
+    return torch.compile(method, fullgraph=True, options=_options(method.__self__))
+
+
+def _options(network: nn.Module) -> dict[str, bool] | None:
+    """Of the translation. On a CPU what trains keeps the usual memory order: with channels last, which the translation
+    prefers, gradients of convolutions end in a bus error on processors with AMX (PyTorch 2.12.1)."""
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    return {"layout_optimization": False} if trains and _device(network) == "cpu" else None
 
 
 def _device(network: nn.Module) -> str:

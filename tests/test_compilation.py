@@ -90,9 +90,11 @@ def test_where_nothing_can_be_compiled_one_error_says_why(monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("name", ["occlusion", "inpainter"])
 def test_compiled_training_takes_the_same_steps(tmp_path, name):
-    plain = make_trainer(tmp_path / "plain", make_stage(name), max_steps=3)
+    # Adam would make steps of gradients that are zero but for rounding.
+    steps = {"max_steps": 3, "optim_method": "SGD", "learning_rate": 1e-2}
+    plain = make_trainer(tmp_path / "plain", make_stage(name), **steps)
     plain.run()
-    compiled = make_trainer(tmp_path / "compiled", make_stage(name), max_steps=3, compile=True)
+    compiled = make_trainer(tmp_path / "compiled", make_stage(name), **steps, compile=True)
     compiled.run()
     expected, found = all_tensors(plain), all_tensors(compiled)
     assert expected.keys() == found.keys()
@@ -143,9 +145,8 @@ def test_real_networks_compile_as_a_whole(create, shapes, training):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     if training:
         for (name, ours), theirs in zip(plain.named_parameters(), compiled.parameters()):
-            if ours.grad is not None:
-                scale = ours.grad.abs().max() + 1e-6
-                torch.testing.assert_close(theirs.grad / scale, ours.grad / scale, rtol=0, atol=1e-2, msg=name)
+            if ours.grad is not None:  # some kernels for AMX round to bfloat16 on the way
+                assert (theirs.grad - ours.grad).norm() <= 2e-2 * ours.grad.norm() + 1e-6, name
         for ours, theirs in zip(plain.buffers(), compiled.buffers()):
             torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
