@@ -23,7 +23,8 @@ SCHEDULES = {"exponentiallr": {"gamma": 0.98}, "cosineannealinglr": {"warmup": 1
 
 def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterable[nn.Parameter],
                     rate: float) -> torch.optim.Optimizer:
-    """An optimiser of torch.optim by its name; for Adam the published betas and weight decay unless `options` differ.
+    """An optimiser of torch.optim by its name; Adam is fused, with the published betas and weight decay, unless
+    `options` differ.
 
     Raises:
         UserError: torch has no such optimiser, or it does not take these options.
@@ -33,16 +34,24 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
              if isinstance(kind, type) and issubclass(kind, base) and kind is not base}
     if method.lower() not in kinds:
         raise UserError(f"--optim-method {method}: torch.optim has no such optimiser; use Adam or AdamW, for example")
-    # Fused: one pass over the memory, four times as fast, also on a CPU.
-    chosen = {**PUBLISHED_OPTIMISER, "fused": True} if method.lower() in ("adam", "adamw") else {}
+    chosen = dict(PUBLISHED_OPTIMISER) if method.lower() in ("adam", "adamw") else {}
+    if chosen and not {"foreach", "differentiable"} & set(options):
+        chosen["fused"] = True  # one pass over the memory, four times as fast, also on a CPU
     chosen.update(options)
     if "betas" in chosen:
         chosen["betas"] = tuple(chosen["betas"])
     chosen.pop("lr", None)
     try:
         return kinds[method.lower()](list(parameters), lr=rate, **chosen)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--optim-options {dict(options)}: {error}") from None
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads an optimiser's state, which may be of a time when it was not fused; it stays as fused as it is."""
+    fused = [{"fused": group["fused"]} if "fused" in group else {} for group in optimiser.param_groups]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], fused)]
+    optimiser.load_state_dict({**state, "param_groups": groups})
 
 
 class LearningRate:

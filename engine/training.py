@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from engine import distributed, report
 from engine.distributed import World
 from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, face_generators, random_states,
-                                 restore_random_states, seed_everything)
+                                 restore_optimiser, restore_random_states, seed_everything)
 from engine.stage import Stage
 from models.layers import compute_in
 from utils import checkpoints, files
@@ -428,7 +428,7 @@ class Trainer:
         try:
             self._load_modules(state)
             for name, optimiser in self.optimisers.items():
-                optimiser.load_state_dict(state["optimisers"][name])
+                restore_optimiser(optimiser, state["optimisers"][name])
             self.scaler.load_state_dict(state["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             first_lines = " ".join(str(error).split())[:300]

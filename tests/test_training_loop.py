@@ -18,7 +18,7 @@ from engine.distributed import EpochSampler, World
 from engine.encoder_stage import EncoderStage, Geometry
 from engine.inpainter_stage import InpainterStage
 from engine.occlusion_stage import OcclusionStage
-from engine.optimisation import LearningRate, MovingAverage, build_optimiser, face_generators
+from engine.optimisation import LearningRate, MovingAverage, build_optimiser, face_generators, restore_optimiser
 from engine.training import Trainer, TrainingOptions
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
@@ -228,6 +228,21 @@ def test_published_optimiser():
     assert optimiser.defaults["betas"] == (0.5, 0.999) and optimiser.defaults["weight_decay"] == 4e-5
     with pytest.raises(UserError, match="optim-options"):
         build_optimiser("Adam", {"momentum": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": False}])
+def test_an_optimiser_stays_as_fused_as_it_is_made(options):
+    """Whatever the run that it goes on with was: a gradient scaler looks at how it was made."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    states = []
+    for given in ({"fused": False}, options):
+        optimiser = build_optimiser("Adam", given, [parameter], 1e-4)
+        if states:
+            restore_optimiser(optimiser, states[0])
+        parameter.grad = torch.ones(3)
+        optimiser.step()
+        states.append(optimiser.state_dict())
+    assert bool(states[1]["param_groups"][0]["fused"]) is (not options) and states[1]["state"][0]["step"] == 2
 
 
 def test_moving_average():
