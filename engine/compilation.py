@@ -11,8 +11,10 @@ from utils.errors import UserError
 from utils.logging import note
 
 
-def compile_networks(*networks: nn.Module) -> None:
+def compile_networks(*networks: nn.Module, training: bool = False) -> None:
     """Compiles networks in place, on their device; state, attributes and outputs (but for rounding) stay.
+
+    training: gradients go through them, as through frozen ones whose answers are compared.
 
     What has no parameters is no network (the linear fill, stand-ins) and stays as it is. The translation itself happens
     in the first call, and again once when the batch's size changes, after which it holds for all sizes. A network that
@@ -26,20 +28,20 @@ def compile_networks(*networks: nn.Module) -> None:
     for network in networks:
         if next(network.parameters(), None) is not None:
             require_compiler(_device(network))
-            network.compile(fullgraph=True, options=_options(network))
+            network.compile(fullgraph=True, options=_options(_device(network), training))
 
 
 def compile_method(method: Callable) -> Callable:
-    """A network's method compiled; the network itself stays as it is. Otherwise as `compile_networks`."""
-    require_compiler(_device(method.__self__))
-    return torch.compile(method, fullgraph=True, options=_options(method.__self__))
+    """A network's method compiled for its training; the network stays as it is. Otherwise as `compile_networks`."""
+    device = _device(method.__self__)
+    require_compiler(device)
+    return torch.compile(method, fullgraph=True, options=_options(device, True))
 
 
-def _options(network: nn.Module) -> dict[str, bool] | None:
+def _options(device: str, training: bool) -> dict[str, bool] | None:
     """Of the translation. On a CPU what trains keeps the usual memory order: with channels last, which the translation
-    prefers, gradients of convolutions end in a bus error on processors with AMX (PyTorch 2.12.1)."""
-    trains = any(parameter.requires_grad for parameter in network.parameters())
-    return {"layout_optimization": False} if trains and _device(network) == "cpu" else None
+    prefers, gradients of convolutions can end in a bus error on processors with AMX (PyTorch 2.12.1)."""
+    return {"layout_optimization": False} if training and device == "cpu" else None
 
 
 def _device(network: nn.Module) -> str:

@@ -83,6 +83,9 @@ class RefinerStage(InpainterStage):
         self.network = network
         self.frozen.update(priors=self.priors, network=network)
 
+    def frozen_networks(self) -> list[nn.Module]:
+        return [*super().frozen_networks(), self.network]
+
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """The smoothed colours on the face, those beside it, and the odds of either (paper: none; see the module)."""
         image, face, hole, _, occluder = self._examples(batch, rngs, autocast)

@@ -78,7 +78,7 @@ class Stage:
         Critics stay as they are: compiled code has no second derivatives, which the gradient penalty takes. Raises
         UserError where nothing can be compiled.
         """
-        compile_networks(*self.networks.values(), *self.frozen_networks())
+        compile_networks(*self.networks.values(), *self.frozen_networks(), training=True)
 
     def frozen_networks(self) -> list[nn.Module]:
         """The networks inside `frozen` that training steps call."""

@@ -76,6 +76,19 @@ def test_every_network_that_trains_is_compiled_but_the_discriminator(asked, tmp_
     assert asked == [network for network in expected if list(network.parameters())]
 
 
+def test_networks_that_gradients_go_through_keep_their_memory_order_on_a_cpu(asked, monkeypatch):
+    """Frozen ones too: the answers of a perceptual loss are compared."""
+    given = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: given.append(options["options"]))
+    monkeypatch.setattr(torch, "compile", lambda method, **options: given.append(options["options"]))
+    network = SmallEncoder()
+    compilation.compile_networks(network)
+    compilation.compile_networks(network.requires_grad_(False), training=True)
+    compilation.compile_method(network.forward)
+    assert given == [None, {"layout_optimization": False}, {"layout_optimization": False}]
+    assert compilation._options("cuda", True) is None
+
+
 def test_where_nothing_can_be_compiled_one_error_says_why(monkeypatch):
     def fail(function, **options):
         raise RuntimeError("\nno working g++ was found\nand much more")
