@@ -22,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
+from models.layers import compute_in  # noqa: E402
+
 RENDERING_TARGET = 0.10  # unwrap, render and shade, as a share of the paper's three networks
 THROUGHPUT_TARGET = 0.85  # of the bare networks of the paper
 NETWORKS = ("encoder", "fill", "refiner", "occlusion net")
@@ -77,12 +79,17 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
     renderer, window = completion.renderer, image[..., 16:240, 16:240].contiguous()
     factors = completion.factor(image, hole)
     code, visible = factors.code, factors.uv_visible.to(image.dtype)
-    inpainted = completion.inpainter(factors.albedo_in, visible)
     both, hidden = torch.cat([image, hole], dim=1), hole > 0.5
+
+    def call(network, *inputs):
+        with compute_in(completion.dtype, image.device):
+            return network(*inputs)
+
+    inpainted = call(completion.inpainter, factors.albedo_in, visible)
     works = {
-        "encoder": lambda: completion.encoder(window),
-        "fill": lambda: completion.inpainter(factors.albedo_in, visible),
-        "occlusion net": lambda: completion.occlusion(image),
+        "encoder": lambda: call(completion.encoder, window),
+        "fill": lambda: call(completion.inpainter, factors.albedo_in, visible),
+        "occlusion net": lambda: call(completion.occlusion, image),
         "vertices": lambda: completion.morphable.vertices(code.shape),
         "z-buffer": lambda: renderer.rasterize(factors.positions, (256, 256)),
         "normals": lambda: renderer.uv_normals(factors.vertices, code.pose),
@@ -92,7 +99,7 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
         "render": lambda: completion.render_face(inpainted.albedo, factors.uv_shade, factors.raster),
     }
     if completion.refiner is not None:
-        works["refiner"] = lambda: completion.refiner(image, image, hidden, torch.ones_like(hidden))
+        works["refiner"] = lambda: call(completion.refiner, image, image, hidden, torch.ones_like(hidden))
     if completion.grain:
         works["grain"] = lambda: match_grain(image, hidden, torch.ones_like(hidden))
     return dict(zip(works, shortest(*works.values(), repeats=repeats)))
@@ -101,15 +108,16 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
 def bare(completion, image, hole, one_by_one: bool) -> None:
     """The networks (for args.txt: with the linear fill) alone, as often as the completion runs them."""
     items = zip(image.split(1), hole.split(1)) if one_by_one else [(image, hole)]
-    for picture, hidden in items:
-        window, uv, visible = picture[..., 16:240, 16:240], picture[..., :192, :], hidden[..., :192, :]
-        for _ in range(max(2, completion.iterations)):
-            completion.occlusion(picture)
-        for _ in range(completion.iterations):
-            completion.encoder(window)
-            completion.inpainter(uv, visible)
-        if completion.refiner is not None:
-            completion.refiner(picture, picture, hidden > 0.5, hidden > 0.5)
+    with compute_in(completion.dtype, image.device):
+        for picture, hidden in items:
+            window, uv, visible = picture[..., 16:240, 16:240], picture[..., :192, :], hidden[..., :192, :]
+            for _ in range(max(2, completion.iterations)):
+                completion.occlusion(picture)
+            for _ in range(completion.iterations):
+                completion.encoder(window)
+                completion.inpainter(uv, visible)
+            if completion.refiner is not None:
+                completion.refiner(picture, picture, hidden > 0.5, hidden > 0.5)
 
 
 def print_parts(completions: dict, image, hole, repeats: int) -> None:
@@ -145,8 +153,7 @@ def print_throughput(completions: dict, image, hole, repeats: int) -> None:
 @torch.no_grad()
 def main() -> None:
     """The command line."""
-    from engine.build import choose_precision, completion_dtype
-    from models.layers import compute_in
+    from engine.build import choose_precision
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
@@ -161,9 +168,8 @@ def main() -> None:
     why = ", which this processor computes in" if precision == "bf16" else ": this processor has no bf16"
     print(f"networks in {precision}{why if options.precision == 'auto' else ''}; threads: {options.threads}")
     completions = build(chosen)
-    with compute_in(completion_dtype(chosen), torch.device("cpu")):  # for what is called here by itself
-        print_parts(completions, image, hole, options.repeats)
-        print_throughput(completions, image, hole, options.repeats)
+    print_parts(completions, image, hole, options.repeats)
+    print_throughput(completions, image, hole, options.repeats)
 
 
 if __name__ == "__main__":

@@ -36,19 +36,19 @@ def choose_device(settings: Any) -> torch.device:
     return devices.choose_device(settings.ngpu)
 
 
-def choose_precision(settings: Any) -> str:
-    """--precision; "auto" is bf16 where the processor computes in it, else fp32."""
+def choose_precision(settings: Any, device: torch.device | None = None) -> str:
+    """--precision; "auto" is bf16 where the processor (by default that of the settings) computes in it, else fp32."""
     if settings.precision != "auto":
         return settings.precision
-    if choose_device(settings).type == "cuda":
+    if (device or choose_device(settings)).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def completion_dtype(settings: Any) -> torch.dtype:
+def completion_dtype(settings: Any, device: torch.device | None = None) -> torch.dtype:
     """What the networks of a completion compute in, as --precision says; "auto" leaves fp16 to training, which keeps
     values within its small range."""
-    precision = choose_precision(settings)
+    precision = choose_precision(settings, device)
     return devices.choose_dtype("fp32" if settings.precision == "auto" and precision == "fp16" else precision)
 
 
@@ -259,7 +259,8 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
                      grain: bool = True):
     """FaceCompletion with all trained networks, in evaluation mode on the device; with --model-type 2d ImageCompletion.
 
-    inpainter: used instead of the one that the settings name. grain: see `FaceCompletion`.
+    inpainter: used instead of the one that the settings name, and folded in place like all networks
+    (`models.layers.fold_for_inference`). grain: see `FaceCompletion`.
 
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
@@ -267,7 +268,7 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
     from models.weights import load_occlusion, load_refiner
-    dtype = completion_dtype(settings)
+    dtype = completion_dtype(settings, device)
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain, dtype).eval(), dtype)
         return _compiled(settings, flat.to(device or choose_device(settings)))

@@ -79,7 +79,8 @@ def make(settings: Any) -> LinearInpainter:
     faces = FolderFaces(settings.portraits)
     _check_count(len(faces), len(faces), settings.portraits)
     device = build.choose_device(settings)
-    completion = build.build_completion(settings, device, inpainter=torch.nn.Identity())
+    # In float32, so that the model does not depend on the machine.
+    completion = build.build_completion(settings.replace(precision="fp32"), device, inpainter=torch.nn.Identity())
     model = fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS)
     metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)

@@ -197,6 +197,7 @@ def export(settings: Any, check: bool) -> list[Path]:
     if settings.compile:
         raise UserError("--compile is for running the networks in PyTorch: leave it out to export them")
     folder = Path(settings.output)
+    # ONNX files hold float32; whoever runs them chooses another precision there.
     completion = build.build_completion(settings.replace(precision="fp32"), torch.device("cpu"))
     parts = parts_of(completion, settings.model_type, settings.resolution[0])
     files.refuse_overwriting(folder, [f"{part.name}.onnx" for part in parts], settings.overwrite)

@@ -207,6 +207,7 @@ class FaceCompletion(nn.Module):
             labels, kept = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
         return occluders(labels.float(), kept)
 
+    @torch.no_grad()
     def label(self, image: torch.Tensor) -> torch.Tensor:
         """Label probabilities (B, 3, H, W) of image (B, 3, H, W), by the occlusion net, which must be there."""
         items = image.split(1) if self.one_by_one else [image]

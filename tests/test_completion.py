@@ -65,11 +65,8 @@ class GreyInpainter(nn.Module):
         return Inpainting(torch.full_like(albedo, -0.3), torch.zeros_like(visible))
 
 
-# ---------------------------------------------------------------- the invariants
-
-
-class LikelyFace(nn.Module):
-    """An occlusion net whose answer tells what it computes in: a convolution's dtype under autocast."""
+class DtypeRecorder(nn.Module):
+    """An occlusion net that keeps what its convolution computed in."""
 
     def __init__(self):
         super().__init__()
@@ -81,12 +78,15 @@ class LikelyFace(nn.Module):
         return answer.softmax(1)
 
 
+# ---------------------------------------------------------------- the invariants
+
+
 def test_networks_compute_in_the_wanted_precision_and_geometry_in_float32():
     image, hole = face_samples.picture(1, 256), rectangle(1, 256)
     result = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        occlusion = LikelyFace()
+        occlusion = DtypeRecorder()
         done = completion(occlusion=occlusion, dtype=dtype)(image, hole)
         assert set(occlusion.seen) == {dtype}
         assert {part.dtype for part in (done.output, done.positions, done.albedo_in, done.face)} == {torch.float32}

@@ -210,5 +210,5 @@ def test_the_2d_baseline_refuses_the_window():
     ("fp32", "bf16", torch.float32), ("fp16", "bf16", torch.float16)])
 def test_faces_are_completed_in_the_precision_that_is_asked_for_or_fast(monkeypatch, asked, fast, dtype):
     choose = build.choose_precision
-    monkeypatch.setattr(build, "choose_precision", lambda given: fast if asked == "auto" else choose(given))
+    monkeypatch.setattr(build, "choose_precision", lambda given, _: fast if asked == "auto" else choose(given))
     assert build.completion_dtype(settings(precision=asked, ngpu=0)) == dtype

@@ -98,12 +98,14 @@ def test_without_the_packages_one_error_names_them(monkeypatch, lacking):
 
 @exports
 def test_command_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(build, "build_completion", lambda settings, device: small_completion())
+    asked = []
+    monkeypatch.setattr(build, "build_completion",
+                        lambda settings, device: asked.append(settings.precision) or small_completion())
     arguments = ["--model-type", "linear", "--output", str(tmp_path), "--log-type", "traditional"]
     assert run_script(onnx_export.main, [*arguments, "--check"]) == 0
     told = capsys.readouterr().out
     assert "the linear fill is no network" in told and told.count("of the largest value (allowed 1e-04)") == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"encoder.onnx", "occlusion.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"encoder.onnx", "occlusion.onnx"} and asked == ["fp32"]
     assert run_script(onnx_export.main, arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert run_script(onnx_export.main, []) == 1

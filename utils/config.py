@@ -161,8 +161,8 @@ OPTIONS = {
         Option("ngpu", "int", 1, "GPUs to use; 0 = the CPU; several are used under torchrun", least=0),
         Option("nthreads", "int", 2, "processes that load data; of own photos, how many of a folder are worked on "
                "at a time (also spelled --num-workers)", least=0),
-        Option("precision", "text", "auto", "arithmetic of the networks; auto is bf16 where it is fast, else fp32 (a "
-               "training on older GPUs: fp16)",
+        Option("precision", "text", "auto", "arithmetic of the networks in completions and trainings; auto is bf16 where "
+               "it is fast, else fp32 (trainings on older GPUs: fp16)",
                ("auto", "fp32", "bf16", "fp16")),
         Option("compile", "bool", False, "translate the networks with torch.compile, which needs a C++ compiler and a "
                "minute or more at the start; not the discriminator, whose penalty has second derivatives, nor the "
