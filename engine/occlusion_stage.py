@@ -5,7 +5,7 @@ completion's hole is the predicted occlusion, so a boundary that is off by pixel
 """
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Any, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,9 @@ class OcclusionStage(Stage):
         if only_hair:
             occlusion.requires_grad_(False)
             occlusion.hair_heads.requires_grad_(True)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"class_weights": list(CLASS_WEIGHTS)}
 
     def compile(self) -> None:
         # Training calls this method, which compiling the network as a whole would not reach.

@@ -45,7 +45,7 @@ class OcclusionNet(nn.Module):
     knows_hair: another departure: small heads on the decoder's maps tell the face's own hair from what else hides it,
     for those who ask (`hair`). The labels do not depend on them.
     class_weights: those of the cross-entropy that the weights were trained with, None for equal ones. Such weights
-    multiply the odds that training teaches, so they are divided out again, but for while the net trains (Elkan, The
+    multiply the odds that training teaches, so they are divided out again, except during training (Elkan, The
     Foundations of Cost-Sensitive Learning, 2001).
     """
 

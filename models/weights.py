@@ -40,8 +40,9 @@ def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
     """(occlusion net in evaluation mode, metadata), as :func:`load_encoder`."""
     occlusion, metadata = _load(path, "occlusion",
                                 lambda state: OcclusionNet(knows_hair="hair_heads.0.weight" in state))
-    if metadata.get("source") != "published":
-        occlusion.class_weights = CLASS_WEIGHTS
+    if metadata.get("source") != "published":  # files from before it was stored have these very weights
+        stored = {**metadata, **dict(metadata.get("metadata") or {})}
+        occlusion.class_weights = tuple(stored.get("class_weights", CLASS_WEIGHTS))
     occlusion.reduction = (_train_size(metadata) or WINDOW_SIZE) / WINDOW_SIZE
     return occlusion, metadata
 

@@ -10,7 +10,7 @@ from models import legacy, weights
 from models.discriminator import PatchDiscriminator, PyramidDiscriminator
 from models.encoder import Encoder
 from models.inpainter import Inpainter
-from models.occlusion import OcclusionNet
+from models.occlusion import CLASS_WEIGHTS, OcclusionNet
 from utils import checkpoints
 from utils.errors import UserError
 
@@ -131,6 +131,18 @@ def test_published_files_that_do_not_fit(tmp_path, golden_state):
     assert "empty.pth" in _error(legacy.load_networks, tmp_path / "empty.pth")
     torch.save({"modelO": 5}, tmp_path / "odd.pth")
     assert "not a state dict" in _error(legacy.load_networks, tmp_path / "odd.pth")
+
+
+def test_class_weights_come_from_the_file_but_for_published_ones(tmp_path, golden_state):
+    torch.save({"modelO": _tensors(golden_state("UnetSeg"))}, tmp_path / "published.pth")
+    assert weights.load_occlusion(tmp_path / "published.pth")[0].class_weights is None
+    state = OcclusionNet().state_dict()
+    for metadata, expected in (({}, CLASS_WEIGHTS), ({"class_weights": [1.0, 2.0, 1.0]}, (1.0, 2.0, 1.0))):
+        checkpoints.save_weights(tmp_path / "own.pth", "occlusion", state, metadata)
+        assert weights.load_occlusion(tmp_path / "own.pth")[0].class_weights == expected
+        checkpoints.save(tmp_path / "run.pth", {"format": checkpoints.TRAINING_FORMAT, "version": checkpoints.VERSION,
+                                                "networks": {"occlusion": state}, "epoch": 2, "metadata": metadata})
+        assert weights.load_occlusion(tmp_path / "run.pth")[0].class_weights == expected
 
 
 @pytest.mark.parametrize("name, cls, load", [
