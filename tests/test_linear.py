@@ -9,6 +9,7 @@ import torch
 
 from datasets.faces import FolderFaces
 from engine import linear_fill
+from models import linear
 from models.linear import LinearInpainter, fit_model, reduce
 from models.weights import load_linear
 from utils import checkpoints
@@ -59,6 +60,17 @@ def test_hidden_values_and_the_rest_of_the_batch_do_not_matter(world, model):
     together = model(truth * visible, visible).albedo
     alone = model((truth * visible + 9 * (1 - visible))[1:2], visible[1:2]).albedo
     torch.testing.assert_close(together[1:2], alone)
+
+
+def test_a_part_of_the_texels_tells_which_to_trust(monkeypatch, world, model):
+    truth = enlarge(world[0][:2])
+    visible = torch.ones(2, 1, 192, 256)
+    visible[..., 100:] = 0
+    spoilt = truth.clone()
+    spoilt[:, :, 40:80, 30:70] += 0.4  # hair
+    thinned = model(spoilt * visible, visible).albedo
+    monkeypatch.setattr(linear, "THINNED", 1)
+    assert (thinned - model(spoilt * visible, visible).albedo).abs().mean() < 2e-3
 
 
 def test_detail_is_mirrored_and_light_is_not(model):

@@ -12,7 +12,7 @@ from models.decoders import AlbedoDecoder, ConfidenceDecoder
 from models.discriminator import PatchDiscriminator, PyramidDiscriminator
 from models.encoder import Encoder
 from models.inpainter import Inpainter
-from models.layers import SpectralConv2d, SpectralConvTranspose2d
+from models.layers import SpectralConv2d, SpectralConvTranspose2d, group_norm
 from models.occlusion import OcclusionNet
 
 
@@ -292,3 +292,13 @@ def test_class_weights_of_the_training_are_divided_out_of_the_odds():
     trained = net.logits(image)
     net.class_weights = None
     torch.testing.assert_close(net.logits(image), trained)  # the loss weighs classes by itself
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 12), (64, 64)])
+def test_group_norms_of_small_maps_are_those_of_pytorch(layout, size):
+    torch.manual_seed(0)
+    norm, x = group_norm(16), torch.rand(2, 16, *size).to(memory_format=layout)
+    norm.weight.uniform_(0.5, 1.5)
+    torch.testing.assert_close(norm(x), torch.nn.functional.group_norm(x, 4, norm.weight, norm.bias))

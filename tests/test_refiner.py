@@ -19,9 +19,11 @@ from engine.refiner_stage import REACH, FoldedPrior, RefinerStage, _smooth_error
 from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainter, Inpainting
+from models.layers import fold_for_inference
 from models.linear import LinearInpainter, enlarge, reduce
 from models.mixture import Mixture
 from models.morphable import MorphableModel, mirror_uv
+from models.occlusion import OcclusionNet
 from models.refiner import SOFT_EDGE, Refiner, soft_edge
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config
@@ -289,6 +291,25 @@ def test_2d_completion_reads_no_hidden_pixel_and_keeps_the_others():
     with pytest.raises(ValueError, match="shape"):
         completion(image, hole[..., :100])
     assert completion.predict_hole(image).shape == hole.shape
+
+
+@torch.no_grad()
+def test_completions_in_bfloat16():
+    """All parts at once, folded: nothing meets weights of another type."""
+    torch.manual_seed(0)
+    occlusion = OcclusionNet(32 / 224, knows_hair=True)
+    mixed = Mixture(LinearInpainter(2), Inpainter(width=0.125, mirror=mirror_uv))
+    whole = FaceCompletion(SmallEncoder(), mixed, MorphableModel(small_definition()), occlusion, refiner=Refiner(),
+                           grain=True, dtype=torch.bfloat16)
+    image, _, hole, _ = picture(count=1)
+    for completion in (whole, ImageCompletion(ImageInpainter(), occlusion, True, torch.bfloat16)):
+        fold_for_inference(completion.eval(), torch.bfloat16)
+        output = completion(image, hole).output
+        assert output.dtype == torch.float32 and output.isfinite().all()
+        assert torch.equal(output[~hole.expand_as(image)], image[~hole.expand_as(image)])
+        for hair in (True, False):
+            assert completion.predict_hole(image, hair=hair).dtype == torch.bool
+        assert completion.label(image).dtype == torch.float32
 
 
 def test_weight_files(tmp_path):

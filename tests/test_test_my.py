@@ -142,6 +142,7 @@ def test_occluder_is_found_and_replaced_in_the_full_photo(run_really, tmp_path, 
     red_before, red_after = ((picture == RED).all(axis=2).sum() for picture in (occluded, found["complete_output"]))
     assert red_before > 1000 and red_after < 0.02 * red_before
     assert found["texture_in"].shape == found["texture_out"].shape == (192, 256, 3)
+    assert ((found["albedo_out"] == 0).all(2) == ~QuickCompletion.renderer.uv_mask.numpy()).all()
     assert "bar.png -> output/bar/complete_output.png" in capsys.readouterr().out
 
 
