@@ -57,10 +57,9 @@ class Box(NamedTuple):
         return maps[..., self.top:self.bottom, self.left:self.right]
 
     def into(self, maps: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """A copy of maps (B, C, H, W) with values for this part."""
-        copy = maps.clone()
-        self.of(copy).copy_(values)
-        return copy
+        """Writes values into this part of maps (B, C, H, W), in place; returns the maps."""
+        self.of(maps).copy_(values)
+        return maps
 
 
 def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None) -> torch.Tensor:
@@ -94,9 +93,7 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None
         filled = torch.addcmul(held, quarter, vertical + horizontal)
     if filled.shape == values.shape:
         return filled
-    whole = torch.zeros_like(values)
-    part.of(whole).copy_(filled)
-    return whole
+    return part.into(torch.zeros_like(values), filled)
 
 
 def _even(maps: torch.Tensor) -> torch.Tensor:
@@ -153,4 +150,4 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     # Beside a straight outline share is 1/2.
     filled = torch.lerp(part.of(surroundings), nearest, (2 * share).clamp(max=1))
     filled = torch.where(part.of(hole), filled, part.of(image))
-    return filled if box is None else part.into(image, filled)
+    return filled if box is None else part.into(image.clone(), filled)
