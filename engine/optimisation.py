@@ -48,9 +48,12 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads an optimiser's state, which may be of a time when it was not fused; it stays as fused as it is."""
+    """Loads an optimiser's state, which may be of a time when it was not fused; it stays as fused as it is.
+
+    Raises ValueError for a state of other parameters.
+    """
     fused = [{"fused": group["fused"]} if "fused" in group else {} for group in optimiser.param_groups]
-    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], fused)]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], fused, strict=True)]
     optimiser.load_state_dict({**state, "param_groups": groups})
 
 

@@ -243,6 +243,9 @@ def test_an_optimiser_stays_as_fused_as_it_is_made(options):
         optimiser.step()
         states.append(optimiser.state_dict())
     assert bool(states[1]["param_groups"][0]["fused"]) is (not options) and states[1]["state"][0]["step"] == 2
+    for groups in ([], 2 * states[0]["param_groups"]):
+        with pytest.raises(ValueError):
+            restore_optimiser(optimiser, {**states[0], "param_groups": groups})
 
 
 def test_moving_average():
