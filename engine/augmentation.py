@@ -16,6 +16,7 @@ from torch import Tensor
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 
 CENTRE = (WINDOW_SIZE - 1) / 2
+CALM = 0.25
 
 
 @dataclass
@@ -32,13 +33,15 @@ class Similarity:
 
     @classmethod
     def draw(cls, rngs: Sequence[np.random.Generator], device: torch.device, *, zoom: float = 0.05,
-             angle: float = 0.06, shift: float = 3.0, mirror: bool = True) -> "Similarity":
+             angle: float = 0.06, shift: float = 3.0, mirror: bool = True, calm: float = 0.0) -> "Similarity":
         """Normal deviates of the given standard deviations (`zoom` of its logarithm); mirrored half of the time.
 
-        rngs: one source of randomness for each of the B faces.
+        rngs: one source of randomness for each of the B faces. calm: share of the faces that are moved by CALM as much.
         """
         flips = chances(rngs, 0.5, device) & mirror
-        return cls(normal(rngs, zoom, device).exp(), normal(rngs, angle, device), normal(rngs, shift, device, 2), flips)
+        strength = torch.where(chances(rngs, calm, device), CALM, 1.0)
+        return cls((normal(rngs, zoom, device) * strength).exp(), normal(rngs, angle, device) * strength,
+                   normal(rngs, shift, device, 2) * strength[:, None], flips)
 
     def rotation(self) -> Tensor:
         """Z as (B, 3, 3) about the viewing axis."""

@@ -183,22 +183,27 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
         raise UserError(f"--portraits teaches --stage encoder, not --stage {settings.stage}: leave it out")
     if settings.loss_options.get("albedo", 0) > 0:
         raise UserError("portraits have no true albedo: leave albedo out of --loss-options, or --portraits")
-    teacher, model, definition = _load_geometry(settings)
-    portraits = load_portraits(settings.portraits, settings.portrait_points, teacher, _geometry(model, definition),
-                               model, settings.log_type, settings.portrait_turns)
-    return mix(faces, _under_other_light(settings, portraits, portraits.images), settings.portrait_share)
+    observer, definition = _portrait_observer(settings)
+    portraits = load_portraits(settings.portraits, settings.portrait_points, observer.encoder,
+                               _geometry(observer.morphable, definition), observer.morphable, settings.log_type,
+                               settings.portrait_turns)
+    return mix(faces, _under_other_light(settings, portraits, portraits.images, observer), settings.portrait_share)
 
 
-def _under_other_light(settings: Any, faces: Dataset, images: torch.Tensor) -> Dataset:
+def _portrait_observer(settings: Any):
+    """(`models.completion.FaceCompletion` that looks at faces and completes none, its model's definition)."""
+    from models.completion import FaceCompletion
+    from models.weights import load_occlusion
+    encoder, model, definition = _load_geometry(settings)
+    return FaceCompletion(encoder, torch.nn.Identity(), model, load_occlusion(settings.occ_ckpt)[0]).eval(), definition
+
+
+def _under_other_light(settings: Any, faces: Dataset, images: torch.Tensor, observer: torch.nn.Module) -> Dataset:
     """Faces and, --portrait-lights times, each under another light. images: theirs, uint8 (N, 3, 256, 256)."""
     if not settings.portrait_lights:
         return faces
     from engine.relighting import RelitFaces, fit_surfaces
-    from models.completion import FaceCompletion
-    from models.weights import load_occlusion
-    encoder, model, _ = _load_geometry(settings)
-    completion = FaceCompletion(encoder, torch.nn.Identity(), model, load_occlusion(settings.occ_ckpt)[0]).eval()
-    surfaces = fit_surfaces(completion.to(choose_device(settings)), images, settings.log_type)
+    surfaces = fit_surfaces(observer.to(choose_device(settings)), images, settings.log_type)
     return RelitFaces(faces, surfaces, settings.portrait_lights)
 
 
@@ -207,9 +212,8 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
     from datasets.faces import FolderFaces
     from engine.linear_fill import HELD_OUT_FOLD, fold_of
     from engine.portraits import Fields, label_faces, mix
-    from models.weights import load_occlusion
-    occlusion = load_occlusion(settings.occ_ckpt)[0].to(choose_device(settings))
-    labelled = label_faces(FolderFaces(settings.portraits), occlusion, settings.log_type)
+    observer = _portrait_observer(settings)[0].to(choose_device(settings))
+    labelled = label_faces(FolderFaces(settings.portraits), observer.occlusion, settings.log_type)
     unseen = [index for index in range(len(labelled)) if fold_of(index) == HELD_OUT_FOLD]
     seen = [index for index in range(len(labelled)) if fold_of(index) != HELD_OUT_FOLD]
     unseen = unseen[:HELD_OUT_PORTRAITS]
@@ -218,7 +222,7 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
         warning("these faces do not tell hair: none is learnt to be filled in; write them anew with python -m "
                 "datasets.synthetic")
     few = Subset(Fields(held_out, fields), range(min(len(held_out), max(1, len(unseen) // 3))))
-    portraits = _under_other_light(settings, Subset(labelled, seen), labelled.images[seen])
+    portraits = _under_other_light(settings, Subset(labelled, seen), labelled.images[seen], observer)
     return (mix(faces, Fields(portraits, fields), settings.portrait_share),
             ConcatDataset([Fields(Subset(labelled, unseen), fields), few]))
 
