@@ -154,8 +154,10 @@ def folder_tasks(folder: Path, output: Path, suffix: str) -> tuple[list[Task], l
         raise UserError(f"{folder} holds no pictures: give a folder of .jpg or .png portraits")
     if output.resolve() == folder.resolve():
         raise UserError(f"--output is the folder of the pictures itself, {folder}: give another one")
-    # The output may lie inside the folder; its crops are not pictures to align.
-    sources = [source for source in sources if output.resolve() not in source.resolve().parents]
+    if folder.resolve() in output.resolve().parents:  # its crops are not pictures to align
+        sources = [source for source in sources if output.resolve() not in source.resolve().parents]
+        if not sources:
+            raise UserError(f"{folder} holds no pictures but those in the output, {output}")
     tasks = [Task(source, inside(output, str(source.relative_to(folder).with_suffix(f".{suffix}"))), None)
              for source in sources]
     return without_collisions(tasks, [])

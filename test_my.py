@@ -105,9 +105,11 @@ def choose_source(settings: config.Settings, example: bool) -> str:
     The example photo has nothing in front of its face, so that main names a region of it. Raises UserError for options
     that contradict each other.
     """
-    if example and (settings.mask is not None or settings.landmarks is not None):
-        option = "--mask" if settings.mask is not None else "--landmarks"
-        raise UserError(f"{option}: say to which photo it belongs with --image FILE")
+    for option, value in (("--mask", settings.mask), ("--landmarks", settings.landmarks)):
+        if example and value is not None:
+            raise UserError(f"{option}: say to which photo it belongs with --image FILE")
+    if example and settings.report:
+        raise UserError("--report: say of which photos with --image FILE or FOLDER")
     if settings.mask_is_visible and settings.mask is None:
         raise UserError("--mask-is-visible says what the white of --mask means: give --mask FILE")
     if settings.mask_source == "file" and settings.mask is None:

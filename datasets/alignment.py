@@ -256,7 +256,7 @@ def _oriented_square(landmarks: np.ndarray) -> np.ndarray:
     x = eye_to_eye - _quarter_turn(eyes_to_mouth)
     half = max(EYE_FACTOR * np.hypot(*eye_to_eye), MOUTH_FACTOR * np.hypot(*eyes_to_mouth))
     if np.hypot(*x) < 1e-6 or 2 * half < _MIN_FACE:
-        raise UserError("the face landmarks coincide: check the picture's line of the landmark file")
+        raise UserError("the face landmarks coincide: check that they are this picture's")
     x = x / np.hypot(*x) * half
     y = _quarter_turn(x)
     centre = eyes + CENTRE_SHIFT * eyes_to_mouth

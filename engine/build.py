@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import math
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -21,6 +23,7 @@ from utils.logging import note, warning
 DEFAULT_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
 PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
+SYNTHETIC_OPTIONS = ("length", "seed", "occluders", "clean")  # of --dataset-options
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
 HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
@@ -53,13 +56,16 @@ def completion_dtype(settings: Any, device: torch.device | None = None) -> torch
 
 
 def run_folder(settings: Any) -> Path:
-    """Where a training run's checkpoints and settings go.
+    """Where a training run's checkpoints and settings go; a run that is resumed stays where it is unless told otherwise.
 
     Raises:
         UserError: another run's checkpoint lies there already.
     """
-    folder = Path(settings.save_dir) if settings.save_dir else Path(settings.result_path) / settings.stage
-    if (folder / "last.pth").exists() and not (settings.resume or settings.overwrite):
+    resumed = resume_file(settings)
+    home = resumed.parent if resumed else Path(settings.result_path) / settings.stage
+    folder = Path(settings.save_dir) if settings.save_dir else home
+    continues = resumed is not None and folder.resolve() == home.resolve()
+    if (folder / "last.pth").exists() and not (continues or settings.overwrite):
         raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it "
                         "with --overwrite, or choose another --save-dir")
     return folder
@@ -141,7 +147,8 @@ def build_test_data(settings: Any) -> Dataset:
     kind = settings.dataset_test
     if kind == "Synthetic":
         from datasets.synthetic import SyntheticFaces
-        return SyntheticFaces("test", settings.test_count, seed=settings.dataset_options.get("seed", 0),
+        options = _synthetic_options(settings, *SYNTHETIC_OPTIONS)  # a training's may stand in the same file
+        return SyntheticFaces("test", settings.test_count, seed=options.get("seed", 0),
                               occluders="occlusion" in (settings.mask_source, settings.stage))
     return _folder_data(settings, kind, None if kind == "Faces" else "test")
 
@@ -163,17 +170,26 @@ def face_folder(settings: Any) -> Path | None:
 
 def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     from datasets.synthetic import CachedFaces, SyntheticFaces
-    options = dict(settings.dataset_options)
-    length = options.pop("length", SYNTHETIC_LENGTH)
     if not settings.synthetic_cache:
-        return SyntheticFaces("train", length, **options), SyntheticFaces("val", HELD_OUT_FACES)
-    train = CachedFaces(settings.synthetic_cache)
+        options = {"length": SYNTHETIC_LENGTH, **_synthetic_options(settings, *SYNTHETIC_OPTIONS)}
+        return SyntheticFaces("train", **options), SyntheticFaces("val", HELD_OUT_FACES)
+    train = CachedFaces(settings.synthetic_cache, **_synthetic_options(settings, "length"))
     if train.split != "train":
         raise UserError(f"--synthetic-cache {settings.synthetic_cache} holds faces of the {train.split} split: "
                         "training on them would spoil every measurement; write a cache with --split train")
     if settings.stage == "inpainter" and "albedo" not in train[0]:
         warning(f"{settings.synthetic_cache} was written without albedo: the loss hidden_albedo is left out")
     return train, SyntheticFaces("val", HELD_OUT_FACES)
+
+
+def _synthetic_options(settings: Any, *known: str) -> dict[str, int]:
+    """--dataset-options of built-in faces, which are whole numbers or truths; UserError for others than the known."""
+    for name, value in settings.dataset_options.items():
+        if name not in known or not isinstance(value, int) or value < 0:
+            raise UserError(f"--dataset-options {json.dumps({name: value})}: of built-in faces "
+                            f"{'from a cache ' if known == ('length',) else ''}"
+                            f"{', '.join(known)} can be given here, each a whole number, true or false")
+    return dict(settings.dataset_options)
 
 
 def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
@@ -372,6 +388,9 @@ def _check_loss_options(settings: Any) -> None:
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
                         f"it has {', '.join(known)}")
+    for name, value in settings.loss_options.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise UserError(f"--loss-options {json.dumps({name: value})}: give a number from 0 on")
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:

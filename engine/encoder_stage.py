@@ -92,6 +92,10 @@ class EncoderStage(Stage):
     def metadata(self) -> dict[str, Any]:
         return {"definition": self.definition_name, "frame_trust": self.frame_trust}
 
+    def restore(self, metadata: Mapping[str, Any]) -> None:
+        """The trust, which only validation measures."""
+        self.frame_trust = float(metadata.get("frame_trust", self.frame_trust))
+
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Those of DEFAULT_WEIGHTS on masked windows; nothing for critics. Shapes as of `engine.stage.Stage.losses`."""
         image, truth = self._augment(batch, rngs)

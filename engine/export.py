@@ -13,13 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from utils import config
 from utils.errors import UserError
 from utils.logging import note, run_script
-
-# Settings that say how a network came about; the others name places on one machine.
-TOLD = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "learning_rate", "optim_options",
-        "scheduler_method", "scheduler_options", "loss_options", "inpainter_options", "tex_loss", "recon_loss",
-        "is_using_symmetry", "is_using_recon", "use_conf", "ema", "precision", "manual_seed", "train_size", "finetune")
 
 
 def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True) -> dict[str, Any]:
@@ -49,7 +45,7 @@ def describe(state: Mapping[str, Any]) -> dict[str, Any]:
     images = state["step"] * settings.get("batch_size", 0) * settings.get("accumulate", 1)
     return {**state["metadata"], "steps": state["step"], "images_per_process": images,
             "minutes": round(state["elapsed"] / 60, 1), "held_out": dict(state["scores"]),
-            "settings": {name: settings[name] for name in TOLD if name in settings}}
+            "settings": {name: settings[name] for name in config.LEARNING if name in settings}}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -38,10 +38,10 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
     if chosen and not {"foreach", "differentiable"} & set(options):
         chosen["fused"] = True  # one pass over the memory, four times as fast, also on a CPU
     chosen.update(options)
-    if "betas" in chosen:
-        chosen["betas"] = tuple(chosen["betas"])
     chosen.pop("lr", None)
     try:
+        if "betas" in chosen:
+            chosen["betas"] = tuple(chosen["betas"])
         return kinds[method.lower()](list(parameters), lr=rate, **chosen)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--optim-options {dict(options)}: {error}") from None
@@ -73,6 +73,9 @@ class LearningRate:
         unknown = set(options) - set(known)
         if unknown:
             raise UserError(f"--scheduler-options: {', '.join(sorted(unknown))} is unknown; use {', '.join(known)}")
+        for name, value in options.items():
+            if not isinstance(value, (int, float)):
+                raise UserError(f"--scheduler-options: {name} is a number, not {value!r}")
         self.options = {**known, **options}
 
     def factor(self, base: float, step: int, epoch: int, progress: float) -> float:

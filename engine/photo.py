@@ -132,12 +132,17 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
                    **settings: Any) -> PhotoCompleter:
     """A completer with the networks that a settings file names (default: this repository's args.txt), loaded once.
 
-    settings: options of the command line that replace the file's, such as ngpu=0 or niters=1. Files of weights are
-    looked for from the repository's folder. Raises UserError if one is missing or does not fit.
+    settings: options of the command line about networks and machine that replace the file's, such as ngpu=0 or
+    niters=1. Files of weights are looked for from the repository's folder. Raises UserError if one is missing or does
+    not fit, and for an option that says how photos are completed, which is for `options`.
     """
     from engine.build import DEFAULT_INPAINTER
     from utils import config
 
+    known = {option.name for option in config.OPTIONS["Networks"]} | {"ngpu", "precision", "compile"}
+    for name in settings.keys() & config.BY_NAME.keys() - known:
+        raise UserError(f"load_completer({name}=...): this does not change how networks are loaded; say what of a photo "
+                        "is completed with options=PhotoOptions(...)")
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
     weights = {name: getattr(chosen, name) for name in config.network_files()}
     if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type == "linear":
@@ -173,8 +178,9 @@ class PhotoCompleter:
         """Complete the faces of a photo: a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
 
         mask: bool (H, W), True = hidden, of the upright photo. landmarks: where the faces are, instead of looking for
-        them: five points (5, 2) or a box (4,) each. name: for messages, and for the random hole. Raises UserError if
-        there is no face, or if the mask hides no part of one.
+        them: five points (5, 2) or a box (4,) each. name: for messages, and (a file's
+        without folder and suffix) for the random hole. Raises UserError if there is no face, or if the mask hides no
+        part of one.
         """
         photo = _as_photo(photo, name)
         if mask is not None:
@@ -184,8 +190,8 @@ class PhotoCompleter:
                                 f"{photo.shape[1]}x{photo.shape[0]}: a mask must show the whole photo")
         remarks: list[str] = []
         faces = self._choose(photo, name, landmarks, remarks)
-        faces = [(number, self._refined(photo, face, mask)) for number, face in faces]
-        plans = [Alignment.from_landmarks(face.landmarks, *photo.shape[:2]) for _, face in faces]
+        faces = [(number, self._refined(photo, name, face, mask)) for number, face in faces]
+        plans = [_align(photo, name, face) for _, face in faces]
         crops = [alignment.crop(photo) for alignment in plans]
         hidden = self._hidden(photo, name, faces, plans, crops, mask)
         owners = _owners(hidden, plans)
@@ -224,11 +230,11 @@ class PhotoCompleter:
                            "pixels and left as they are (--all-faces completes them, too)")
         return chosen
 
-    def _refined(self, photo: np.ndarray, face: DetectedFace, mask: np.ndarray | None) -> DetectedFace:
+    def _refined(self, photo: np.ndarray, name: str, face: DetectedFace, mask: np.ndarray | None) -> DetectedFace:
         """A face known by its box alone gets its landmarks from the mesh that fits there."""
         if not face.estimated:
             return face
-        alignment = Alignment.from_landmarks(face.landmarks, *photo.shape[:2])
+        alignment = _align(photo, name, face)
         image = self._image(alignment.crop(photo))
         hole = np.zeros((CROP_SIZE, CROP_SIZE), bool) if mask is None else alignment.crop_mask(mask)
         points = self._fit(image, hole)[0]
@@ -239,8 +245,9 @@ class PhotoCompleter:
                 crops: list[np.ndarray], mask: np.ndarray | None) -> np.ndarray:
         """All hidden pixels of the photo, bool (H, W): of the mask, and in each face's crop of its other sources."""
         hidden = np.zeros(photo.shape[:2], bool) if mask is None else mask.copy()
+        stem = Path(name).stem  # so that it does not matter from where a file is named
         for (number, _), alignment, crop in zip(faces, plans, crops):
-            hole = self._crop_hole(crop, f"{name}#{number}" if number > 1 else name, alignment, mask)
+            hole = self._crop_hole(crop, f"{stem}#{number}" if number > 1 else stem, alignment, mask)
             region = alignment.photo_region(hole)
             if region is not None:
                 hidden[region] |= alignment.mask_in_photo(hole, region)
@@ -355,6 +362,13 @@ def _as_photo(photo: np.ndarray | Image.Image, name: str) -> np.ndarray:
     if min(photo.shape[:2]) < MIN_SIDE:
         raise UserError(f"{name} is only {photo.shape[1]}x{photo.shape[0]} pixels: give at least {MIN_SIDE}x{MIN_SIDE}")
     return photo
+
+
+def _align(photo: np.ndarray, name: str, face: DetectedFace) -> Alignment:
+    try:
+        return Alignment.from_landmarks(face.landmarks, *photo.shape[:2])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _owners(hidden: np.ndarray, plans: list[Alignment]) -> np.ndarray | None:

@@ -35,7 +35,7 @@ RECORD = "result.json"
 FAILURE = "error.txt"
 LANDMARKS = "landmarks.txt"
 RESULTS = (*PHOTO_FILES, *FACE_FILES, *HEAD_FILES, LANDMARKS)  # of a photo, or of one of its further faces
-VERSION = 1  # raised when the same inputs give other results
+VERSION = 2  # raised when the same inputs give other results
 
 
 @dataclass(frozen=True)
@@ -218,25 +218,33 @@ def _attempt(completer: PhotoCompleter, name: str, path: Path, output: Path, job
         key = fingerprint(source, path, completer, job)
         earlier = _earlier(folder, key) if resume else None
         if earlier is not None:
-            return earlier
+            return replace(earlier, name=name, path=str(path), folder=str(folder))  # it may have been moved since
         result = complete_file(completer, path, folder, job, overwrite)
+        outcome = _done(name, path, folder, result, time.perf_counter() - began)
+        (folder / FAILURE).unlink(missing_ok=True)
+        _write_record(folder, source, sorted(_files_of(outcome.faces, job)),
+                      {"made_from": key, "outcome": asdict(outcome)})
+        return outcome
     except (UserError, OSError, MemoryError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{path}: {error or 'not enough memory'}"
         return Outcome(name, str(path), str(folder), "failed", seconds=time.perf_counter() - began, error=reason)
     except Exception as error:  # a defect of the program, which must not cost the other photos
         if not keep_going:
             raise
-        files.write_bytes(folder / FAILURE, traceback.format_exc().encode(errors="backslashreplace"))
-        reason = f"{path}: unexpected {type(error).__name__}, see {folder / FAILURE}"
+        reason = f"{path}: unexpected {type(error).__name__}"
+        try:
+            files.write_bytes(folder / FAILURE, traceback.format_exc().encode(errors="backslashreplace"))
+            reason += f", see {folder / FAILURE}"
+        except (UserError, OSError):  # where nothing can be written, the message has to do
+            reason += f": {' '.join(str(error).split())[:200]}"
         return Outcome(name, str(path), str(folder), "failed", seconds=time.perf_counter() - began, error=reason)
-    (folder / FAILURE).unlink(missing_ok=True)
+
+
+def _done(name: str, path: Path, folder: Path, result: CompletedPhoto, seconds: float) -> Outcome:
     height, width = result.photo.shape[:2]
     hidden = result.faces[0].hidden_share if result.faces else 0.0
-    outcome = Outcome(name, str(path), str(folder), "done", width, height, len(result.faces), hidden,
-                      time.perf_counter() - began, result.remarks)
-    written = sorted(_files_of(outcome.faces, job))
-    _write_record(folder, source, written, {"made_from": key, "outcome": asdict(outcome)})
-    return outcome
+    return Outcome(name, str(path), str(folder), "done", width, height, len(result.faces), hidden, seconds,
+                   result.remarks)
 
 
 def fingerprint(source: Source, path: Path, completer: PhotoCompleter, job: Job) -> str:
@@ -263,11 +271,11 @@ def _digest(path: Path) -> str:
 def _earlier(folder: Path, key: str) -> Outcome | None:
     """The outcome of an earlier run that made the folder's files from the same."""
     record = read_record(folder)
-    complete = all((folder / name).is_file() for name in PHOTO_FILES)
-    if record.get("made_from") != key or not complete:
+    written = {*PHOTO_FILES, *_recorded_files(folder)}
+    if record.get("made_from") != key or not all((folder / name).is_file() for name in written):
         return None
     try:
-        outcome = Outcome(**{**record["outcome"], "status": "earlier", "folder": str(folder)})
+        outcome = Outcome(**{**record["outcome"], "status": "earlier"})
         return replace(outcome, remarks=tuple(outcome.remarks))
     except (KeyError, TypeError):  # of another version, or changed by hand
         return None

@@ -72,6 +72,9 @@ class Stage:
         """Plain values that travel with the weights, such as the morphable model that they were trained with."""
         return {}
 
+    def restore(self, metadata: Mapping[str, Any]) -> None:
+        """Takes back what `metadata` said when a checkpoint was written."""
+
     def compile(self) -> None:
         """Compiles the networks, trained and frozen, on their device (see `engine.compilation`).
 

@@ -33,7 +33,7 @@ from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, f
                                  restore_optimiser, restore_random_states, seed_everything)
 from engine.stage import Stage
 from models.layers import compute_in
-from utils import checkpoints, files
+from utils import checkpoints, config, files
 from utils.device import choose_dtype
 from utils.errors import UserError
 from utils.logging import note, warning
@@ -226,8 +226,9 @@ class Trainer:
         ready = [name for name in self.optimisers
                  if any(parameter.grad is not None for parameter in trained[name])]  # a discriminator awaits its turn
         for name in ready:
-            self.scaler.unscale_(self.optimisers[name])
+            # Averaged before the scaler looks for infinities, so that all processes skip the same steps.
             distributed.average_gradients(trained[name], self.world)
+            self.scaler.unscale_(self.optimisers[name])
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
             if due and not self.scaler.is_enabled() and not torch.isfinite(norm):
                 raise _BadStep(f"the gradient of the {name} optimiser's networks", float(norm), self.step)
@@ -429,7 +430,8 @@ class Trainer:
             self._load_modules(state)
             for name, optimiser in self.optimisers.items():
                 restore_optimiser(optimiser, state["optimisers"][name])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where the run did not compute in fp16 before
+                self.scaler.load_state_dict(state["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             first_lines = " ".join(str(error).split())[:300]
             raise UserError(f"{path}: does not fit this run's networks: {first_lines}") from None
@@ -438,8 +440,19 @@ class Trainer:
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
         self.elapsed, self.scores, self.skipped = state["elapsed"], dict(state["scores"]), state.get("skipped", 0)
         self.best = self._find_best(Path(path), state.get("best"))
+        self.stage.restore(state.get("metadata") or {})
         restore_random_states(state["random"])
         self.saved_step = self.step
+        self._tell_changes(dict(state.get("settings") or {}))
+
+    def _tell_changes(self, before: Mapping[str, Any]) -> None:
+        """Warns of settings that decide what is learnt and are not those of the run that is continued."""
+        now = self.options.settings
+        names = set(config.LEARNING + config.LEARNT_FROM) - {"finetune", "learning_rate"}  # of a run's start; restored
+        changes = [f"{config.flag_of(name)} {now[name]} (was {before[name]})" for name in sorted(names)
+                   if name in before and name in now and before[name] != now[name]]
+        if changes and self.world.is_main:
+            warning(f"the run goes on with other settings than before: {', '.join(changes)}")
 
     def _find_best(self, path: Path, best: float | None) -> float | None:
         """The best score so far: the checkpoint's, or that of a best.pth beside it, written just before a kill."""
@@ -560,7 +573,8 @@ def train(settings: Any) -> dict[str, float]:
             if settings.resume:
                 trainer.restore(build.resume_file(settings), update_rate=settings.update_lr)
             if world.is_main:
-                settings.write(options.folder / "args.txt")
+                # A run that is started again from this file is to ask before it replaces this one.
+                settings.replace(resume=None, overwrite=False).write(options.folder / "args.txt")
                 note(f"training the {settings.stage} on {len(train_set)} items, {len(validation_set)} held out, "
                      f"{options.precision} on {world.device}; run folder {options.folder}")
             return trainer.run()

@@ -161,6 +161,12 @@ def test_booleans_are_flags_or_values(argv, expected):
     assert read(*argv).eval is expected
 
 
+def test_a_value_may_begin_with_a_minus():
+    """As the landmarks of a face that leaves the photo do."""
+    assert read("--landmarks", "-20,30,180,240", "--eval").landmarks == "-20,30,180,240"
+    assert read("--landmarks", "-.5,30,180,240").landmarks == "-.5,30,180,240"
+
+
 def test_other_names_of_an_option():
     assert read("--seed", "5").manual_seed == 5 and read("--num-workers", "3").nthreads == 3
 
@@ -206,6 +212,9 @@ def test_two_settings_share_no_value():
     (["--batch-size", "0"], ["--batch-size", "too small"]),
     (["--learning-rate", "nan"], ["--learning-rate", "finite"]),
     (["--learning-rate", "-1"], ["--learning-rate", "too small"]),
+    (["--learning-rate", "0"], ["--learning-rate", "too small"]),
+    (["--portrait-share", "1"], ["--portrait-share", "too large"]),
+    (["--seed", "18446744073709551616"], ["--manual-seed", "too large"]),
     (["--train-dev-percent", "120"], ["--train-dev-percent", "too large"]),
     (["--eval", "maybe"], ["--eval", "maybe"]),
     (["--dataset-test", "CelebB"], ["--dataset-test", "CelebA"]),

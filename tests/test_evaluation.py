@@ -150,6 +150,10 @@ def test_missing_inpainter_weights_refuse_to_run(photos):
     ({"stage": "encoder", "dataset_train": "CelebA"}, "Synthetic"),
     ({"stage": "occlusion", "dataset_train": "Faces"}, "CelebAMaskHQ"),
     ({"stage": "inpainter", "dataset_train": "Faces"}, "--dataroot"),
+    ({"dataset_options": {"lenght": 3}}, "lenght.*length, seed"),
+    ({"dataset_options": {"length": "many"}}, "whole number"),
+    ({"loss_options": {"image": "x"}}, "give a number"),
+    ({"loss_options": {"image": -1}}, "give a number"),
 ])
 def test_data_that_cannot_train_a_stage(values, message):
     with pytest.raises(UserError, match=message):
@@ -161,6 +165,19 @@ def test_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="--resume"):
         build.run_folder(settings(save_dir=str(tmp_path)))
     assert build.run_folder(settings(save_dir=str(tmp_path), overwrite=True)) == tmp_path
+
+
+def test_a_resumed_run_stays_in_its_folder_and_replaces_no_other(tmp_path):
+    for name in ("encoder", "encoder_b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pth").write_bytes(b"x")
+    mine, other = tmp_path / "encoder_b", tmp_path / "encoder"
+    for resumed in (mine, mine / "last.pth"):
+        chosen = settings(stage="encoder", result_path=str(tmp_path), resume=str(resumed))
+        assert build.run_folder(chosen) == mine and build.run_folder(chosen.replace(save_dir=str(mine))) == mine
+    with pytest.raises(UserError, match="holds a run already"):
+        build.run_folder(chosen.replace(save_dir=str(other)))
+    assert build.run_folder(chosen.replace(save_dir=str(tmp_path / "new"))) == tmp_path / "new"
 
 
 def test_definition_follows_the_encoder():

@@ -80,6 +80,20 @@ def test_the_longest_names_can_be_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_threads_leave_the_permissions_of_new_files_alone(tmp_path):
+    """To read the process' umask is to change it for a moment, for all threads."""
+    code = f"""
+import os, sys, threading
+os.umask(0o027)
+from utils import files
+real, os.umask = os.umask, lambda mask: sys.exit("the umask was changed")
+threads = [threading.Thread(target=files.write_bytes, args=(f"{{i}}.txt", b"x")) for i in range(4)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o640] * 4
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(28, "No space left on device")])
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     files.write_bytes(tmp_path / "a.txt", b"old")

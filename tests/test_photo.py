@@ -69,6 +69,7 @@ def few_pictures(monkeypatch):
         (folder / "faces.json").write_text("{}")
 
     monkeypatch.setattr("engine.photo_folder.write_pictures", write)
+    monkeypatch.setattr("engine.photo_folder.FACE_FILES", ())
 
 
 def test_five_lines_of_python():
@@ -390,11 +391,38 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(few_pictures, tmp_path
     write_image(photos["c"], photo)
     assert run() == {"a": "earlier", "b": "done", "c": "done"}
     assert run(Job(save_mesh=True)) == dict.fromkeys("abc", "done") and (tmp_path / "out/a/head.ply").exists()
+    (tmp_path / "out/b/head.ply").unlink()
+    assert run(Job(save_mesh=True)) == {"a": "earlier", "b": "done", "c": "earlier"}
     assert run(Job(save_mesh=True), completer(source="random", seed=1)) == dict.fromkeys("abc", "done")
     for damaged in ("{", "[]", '{"photo": 3}'):  # nothing says whose they are
         (tmp_path / "out/a/result.json").write_text(damaged)
         assert run(Job(save_mesh=True), completer(source="random", seed=1))["a"] == "failed"
     assert run(Job(save_mesh=True), completer(source="random", seed=1), overwrite=True)["a"] == "done"
+
+
+def test_a_folder_of_photos_may_be_moved(few_pictures, tmp_path):
+    """What was completed before the move counts, and the report finds the photos where they are now."""
+    (tmp_path / "old").mkdir()
+    photos, quick, out = photos_of(tmp_path / "old", "a"), completer(source="random"), tmp_path / "out"
+    assert [outcome.status for outcome in complete_all(quick, photos, out, Job())] == ["done"]
+    (tmp_path / "old").rename(tmp_path / "new")
+    outcome, = complete_all(quick, {"a": tmp_path / "new/a.png"}, out, Job(), resume=True)
+    assert outcome.status == "earlier" and outcome.path == str(tmp_path / "new/a.png")
+    assert write_report([outcome], out / "report.html").exists()
+
+
+def test_the_random_hole_does_not_depend_on_the_folder():
+    quick = completer(source="random")
+    first, second = (quick.complete(astronaut(), name).mask for name in ("photos/x.jpg", "/elsewhere/x.jpg"))
+    np.testing.assert_array_equal(first, second)
+    assert (first != quick.complete(astronaut(), "photos/y.jpg").mask).any()
+
+
+def test_wrong_landmarks_are_told_with_the_photo(few_pictures, tmp_path):
+    photos = photos_of(tmp_path, "a")
+    far = completer(DetectedFace(FACE.box, 1.0, POINTS + 5000))
+    outcome, = complete_all(far, photos, tmp_path / "out", Job())
+    assert outcome.status == "failed" and outcome.error.startswith(f"{photos['a']}: the face landmarks lie outside")
 
 
 def test_nothing_stale_stays_and_nothing_of_others_goes(few_pictures, tmp_path):
@@ -479,3 +507,5 @@ def test_load_completer_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
     assert asked["_3dmm_ckpt"] == str(REPOSITORY / "checkpoints/encoder.pth")
     with pytest.raises(KeyError):
         load_completer(no_such_option=1)
+    with pytest.raises(UserError, match="background=.*PhotoOptions"):
+        load_completer(background="keep")

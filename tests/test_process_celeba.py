@@ -196,3 +196,13 @@ def test_bad_folders(tmp_path, capsys):
     write_image(tmp_path / "in" / "a.png", _photo(1))
     assert _run("--folder", tmp_path / "in", "--output", tmp_path / "in") == 1
     assert "give another one" in capsys.readouterr().err
+    write_image(tmp_path / "in" / "out" / "b.png", _photo(1))
+    (tmp_path / "in" / "a.png").unlink()
+    assert _run("--folder", tmp_path / "in", "--output", tmp_path / "in" / "out") == 1
+    assert "no pictures but those in the output" in capsys.readouterr().err
+
+
+def test_crops_may_go_above_the_pictures(tmp_path):
+    write_image(tmp_path / "in" / "portraits" / "a.png", astronaut())
+    assert _run("--folder", tmp_path / "in" / "portraits", "--output", tmp_path) == 0
+    assert (tmp_path / "a.jpg").exists()

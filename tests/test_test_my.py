@@ -389,7 +389,7 @@ def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_
     (["--image", "free.png", "--landmarks", "[1, 2"], ["JSON"]),
     (["--image", "free.png", "--landmarks", "9,9,5,5"], ["box"]),
     (["--image", "free.png", "--mask-source", "file"], ["--mask FILE"]),
-    (["--mask", "black.png"], ["--image"]),
+    (["--mask", "black.png"], ["--image"]), (["--report"], ["--report", "--image"]),
 ])
 def test_bad_input_is_one_line_and_status_1(run, tmp_path, portrait, capsys, argv, fragments):
     (tmp_path / "nothing").mkdir()

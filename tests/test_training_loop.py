@@ -149,6 +149,53 @@ def test_not_a_number_stops_with_step_and_loss(tmp_path):
     assert all(torch.isfinite(value).all() for value in trainer.stage.networks["occlusion"].state_dict().values())
 
 
+def test_an_overflow_in_another_process_skips_the_step_here_too(tmp_path, monkeypatch):
+    """With fp16, all processes have to see the infinity that only one of them computed."""
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=1, precision="fp16", batch_size=2)
+    before = [parameter.detach().clone() for parameter in trainer.stage.networks["occlusion"].parameters()]
+    scale = trainer.scaler.get_scale()
+
+    def average(parameters, world):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, float("inf"))
+
+    monkeypatch.setattr("engine.distributed.average_gradients", average)
+    trainer.run()
+    after = list(trainer.stage.networks["occlusion"].parameters())
+    assert all(torch.equal(one, other) for one, other in zip(before, after))
+    assert trainer.scaler.get_scale() == scale / 2
+
+
+def test_a_run_without_a_scaler_goes_on_with_one_and_back(tmp_path):
+    """As where a run of a GPU with bfloat16 goes on on one without."""
+    for number, precision in enumerate(("fp32", "fp16", "fp32"), start=1):
+        trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=number, precision=precision, batch_size=2)
+        if number > 1:
+            trainer.restore(tmp_path / "last.pth")
+        trainer.run()
+    assert trainer.step == 3
+
+
+def test_what_validation_measured_is_kept_when_resuming(tmp_path):
+    trainer = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
+    trainer.run()
+    trainer.stage.frame_trust = 0.75
+    checkpoints.save(tmp_path / "kept.pth", trainer.state())
+    resumed = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
+    resumed.restore(tmp_path / "kept.pth")
+    assert resumed.state()["metadata"]["frame_trust"] == 0.75
+
+
+def test_other_settings_are_told_when_resuming(tmp_path, capsys):
+    make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2,
+                 settings={"train_size": 128, "batch_size": 2, "learning_rate": 1.0, "nthreads": 2}).run()
+    resumed = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2,
+                           settings={"train_size": 224, "batch_size": 2, "learning_rate": 2.0, "nthreads": 1})
+    resumed.restore(tmp_path / "last.pth")
+    told = capsys.readouterr().err
+    assert "--train-size 224 (was 128)" in told and "batch" not in told and "learning" not in told
+
+
 def test_interrupt_saves(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=50)

@@ -103,6 +103,29 @@ def test_architectures_are_read_from_the_environment(monkeypatch):
         native.architectures()
 
 
+@pytest.mark.parametrize("listed, capability, runs", [
+    (["8.0"], (8, 0), True), (["8.0"], (8, 6), True), (["8.6"], (8, 0), False), (["8.0"], (9, 0), False),
+    (["8.0+PTX"], (9, 0), True), (["9.0+PTX"], (8, 0), False), (["7.5", "9.0"], (9, 0), True),
+    (["9.0a"], (9, 0), True), (["10.0a"], (10, 3), False), (["default"], (12, 0), True),
+])
+def test_for_which_gpus_a_library_is(listed, capability, runs):
+    assert native._runs_on(listed, *capability) == runs
+
+
+def test_an_installed_library_for_other_gpus_is_passed_over(tmp_path, monkeypatch):
+    """It would load, and its first launch fail."""
+    (tmp_path / "__init__.py").write_text("")
+    spec = native.importlib.util.spec_from_file_location("zbuffer_native", tmp_path / "__init__.py")
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    library = tmp_path / native.library_name("cuda")
+    library.write_bytes(b"")
+    for capabilities, found in (([(9, 0)], library), ([(8, 6), (9, 0)], library), ([(9, 0), (10, 0)], None)):
+        monkeypatch.setattr(native, "_capabilities", lambda: capabilities)
+        assert native._installed("cuda") == found
+    assert native._installed("cpu") is None
+
+
 def test_check_skips_without_cuda(monkeypatch, capsys):
     monkeypatch.setenv("ZBUFFER_CUDA", "0")
     assert build.main(["--cuda"]) == 0

@@ -16,6 +16,7 @@ import difflib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Sequence
@@ -88,7 +89,8 @@ OPTIONS = {
         Option("portrait_turns", "int", 2, "--stage encoder: how many times each portrait comes again with its head "
                "turned", least=0),
         Option("portrait_lights", "int", 4, "how many times each portrait comes again under other light", least=0),
-        Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0, most=1),
+        Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0.01,
+               most=0.99),
         Option("annotations", "path", None, "--eval --stage encoder: JSON {NAME: {\"landmarks68\": [[x, y], ...]}} (or "
                "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
         Option("face_dir", "path", None, "--eval --stage encoder and occlusion: folder with one NAME.png per face of "
@@ -134,7 +136,7 @@ OPTIONS = {
                least=64, most=224),
         Option("accumulate", "int", 1, "batches whose gradients are added up before a step", least=1),
         Option("optim_method", "text", "Adam", "optimiser", ("Adam", "AdamW")),
-        Option("learning_rate", "float", 1e-4, "learning rate of the trained network", least=0),
+        Option("learning_rate", "float", 1e-4, "learning rate of the trained network", least=1e-12),
         Option("optim_options", "json", {"betas": [0.5, 0.999], "weight_decay": 4e-5},
                "further arguments of the optimiser, a JSON object"),
         Option("scheduler_method", "text", "ExponentialLR", "learning rate's schedule: decay per epoch, cosine over "
@@ -167,7 +169,8 @@ OPTIONS = {
         Option("compile", "bool", False, "translate the networks with torch.compile, which needs a C++ compiler and a "
                "minute or more at the start; not the discriminator, whose penalty has second derivatives, nor the "
                "moving average"),
-        Option("manual_seed", "int", 0, "seed of everything random (also spelled --seed)", least=0),
+        Option("manual_seed", "int", 0, "seed of everything random (also spelled --seed)", least=0,
+               most=2 ** 63 - 1),
     ],
     "Results": [
         Option("result_path", "path", "results", "folder of the runs: settings, logs, checkpoints, tables"),
@@ -226,6 +229,14 @@ OBSOLETE = {
 }
 
 ALIASES = {"test": "eval", "seed": "manual_seed", "num_workers": "nthreads", "3dmm_ckpt": "_3dmm_ckpt"}
+
+# Options that say how a network came about, and from what: the latter name places on one machine.
+LEARNING = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "learning_rate", "optim_options",
+            "scheduler_method", "scheduler_options", "loss_options", "inpainter_options", "tex_loss", "recon_loss",
+            "is_using_symmetry", "is_using_recon", "use_conf", "ema", "precision", "manual_seed", "train_size",
+            "finetune")
+LEARNT_FROM = ("dataset_options", "dataroot", "synthetic_cache", "portraits", "portrait_points", "portrait_turns",
+               "portrait_lights", "portrait_share", "teacher_ckpt")
 
 BY_NAME = {option.name: option for options in OPTIONS.values() for option in options}
 
@@ -417,6 +428,8 @@ def normalise(argv: Sequence[str]) -> list[str]:
         unclosed = words and words[-1].lstrip("-").count("[") > words[-1].count("]")
         if unclosed:
             words[-1] += word
+        elif words and re.fullmatch(r"-\d.*|-\.\d.*", word) and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"  # a negative number is a value, not a flag
         elif word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             words.append(_standard_flag(name) + equals + value)

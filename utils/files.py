@@ -27,6 +27,8 @@ _DIGEST = 8  # hexadecimal digits that tell changed names apart
 # Names of devices on Windows, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 _FORBIDDEN = set('/\\:*?"<>|')
+_UMASK = os.umask(0)  # read once, since reading means changing it, for all threads
+os.umask(_UMASK)
 
 
 class _Recorder:
@@ -73,7 +75,7 @@ def atomic(path: str | os.PathLike, durable: bool = False) -> Iterator[BinaryIO]
                 raise stream.error from None
             if durable:
                 os.fsync(raw.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -146,12 +148,6 @@ def remove_unfinished(folder: str | os.PathLike, names: Iterable[str]) -> None:
     for name in names:
         for path in Path(folder).glob(f"{_temporary_prefix(Path(name))}*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

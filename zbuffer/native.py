@@ -43,15 +43,12 @@ class BuildError(RuntimeError):
 
 def find_or_build(unit) -> Path:
     """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError."""
-    installed = importlib.util.find_spec("zbuffer_native")
-    if installed is not None and installed.origin is not None:
-        path = Path(installed.origin).parent / library_name(unit)
-        if path.exists():
-            return path
+    installed = _installed(unit)
+    if installed is not None:
+        return installed
     folder = _cache_folder()
     if unit == "cuda":
         _require_cuda()
-        folder = folder / ("_".join(architectures()) or "default")
     path = folder / library_name(unit)
     if path.exists():
         return path
@@ -62,6 +59,38 @@ def find_or_build(unit) -> Path:
             print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
             build(unit, folder)
     return path
+
+
+def _installed(unit) -> Path | None:
+    """UNIT's library in the installed package, if it is there and runs on the GPUs at hand."""
+    package = importlib.util.find_spec("zbuffer_native")
+    if package is None or package.origin is None:
+        return None
+    folder = Path(package.origin).parent
+    if unit == "cpu":
+        return next(folder.glob(library_name(unit)), None)
+    for path in sorted(folder.glob(f"{_stem(unit)}-*.so")):
+        listed = path.stem.removeprefix(f"{_stem(unit)}-").split("_")
+        if all(_runs_on(listed, *capability) for capability in _capabilities()):
+            return path
+    return None
+
+
+def _runs_on(listed, major, minor) -> bool:
+    """Does what is compiled for the listed architectures run on a GPU of this compute capability?
+
+    Machine code does on later GPUs of the same major version ("9.0a" on its own only), PTX on all later ones, and so
+    does what the compiler makes unless told ("default").
+    """
+    for entry in listed:
+        if entry == "default":
+            return True
+        version, _, ptx = entry.partition("+")
+        own = tuple(int(part) for part in version.rstrip("af").split("."))
+        later = (major, minor) >= own and (major == own[0] or ptx)
+        if (major, minor) == own or (later and version[-1].isdigit()):
+            return True
+    return False
 
 
 def build(unit, folder) -> Path:
@@ -82,7 +111,12 @@ def build(unit, folder) -> Path:
 
 
 def library_name(unit) -> str:
-    """File name of UNIT's library, which changes with its sources, options, machine and (CUDA) torch's version."""
+    """File name of UNIT's library, which changes with its sources, options and machine; that of the CUDA unit also with
+    torch's version, and it says for which GPUs it is."""
+    return f"{_stem(unit)}.so" if unit == "cpu" else f"{_stem(unit)}-{'_'.join(architectures()) or 'default'}.so"
+
+
+def _stem(unit) -> str:
     digest = hashlib.sha256()
     for name in UNITS[unit]:
         if (SOURCES / name).exists():  # a missing one is for the compiler to report
@@ -93,7 +127,7 @@ def library_name(unit) -> str:
 
         facts.append(torch.__version__)
     digest.update("\n".join(facts).encode())
-    return f"zbuffer_{unit}-{digest.hexdigest()[:16]}.so"
+    return f"zbuffer_{unit}-{digest.hexdigest()[:16]}"
 
 
 def cuda_problem() -> str | None:
@@ -119,10 +153,14 @@ def architectures() -> list[str]:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST has {entry!r}; write versions like 8.0 or 9.0+PTX")
     if listed:
         return listed
+    return [f"{major}.{minor}" for major, minor in _capabilities()]
+
+
+def _capabilities() -> list[tuple[int, int]]:
+    """The compute capabilities of the GPUs at hand."""
     import torch
 
-    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return [f"{major}.{minor}" for major, minor in sorted(found)]
+    return sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
 
 
 def _require_cuda():
