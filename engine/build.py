@@ -211,7 +211,10 @@ def _portrait_observer(settings: Any):
     from models.completion import FaceCompletion
     from models.weights import load_occlusion
     encoder, model, definition = _load_geometry(settings)
-    return FaceCompletion(encoder, torch.nn.Identity(), model, load_occlusion(settings.occ_ckpt)[0]).eval(), definition
+    occlusion = load_occlusion(settings.occ_ckpt)[0]
+    observer = FaceCompletion(encoder, torch.nn.Identity(), model, occlusion, one_by_one=False,
+                              dtype=completion_dtype(settings))
+    return observer.eval(), definition
 
 
 def _under_other_light(settings: Any, faces: Dataset, images: torch.Tensor, observer: torch.nn.Module) -> Dataset:

@@ -58,7 +58,7 @@ def fit_surfaces(completion: Any, images: Tensor, log_type: str = "progressbar")
         image = to_float(chunk.to(device))
         factors = completion.factor(image, torch.zeros_like(image[:, :1]))
         drawn, coverage = completion.renderer.render_covered(factors.uv_normals, factors.raster)
-        background = completion.occlusion(image).argmax(1, keepdim=True) == BACKGROUND
+        background = completion.label(image).argmax(1, keepdim=True) == BACKGROUND
         drawn, coverage, background = (F.avg_pool2d(part.float(), REDUCTION) for part in (drawn, coverage, background))
         normals = 127 * F.normalize(drawn) * (coverage > 0.5)
         found.append(Surfaces(normals.round().to(torch.int8).cpu(), factors.code.light.cpu(),

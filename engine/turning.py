@@ -1,6 +1,7 @@
-"""Photographs of faces seen from elsewhere: the head of a fitted portrait turned, and the picture bent to match.
+"""Photographs of other heads seen from elsewhere: a fitted portrait's turned and reshaped, and the picture bent to match.
 
-Official portraits look into the camera, so an encoder that learns from them takes turned heads for frontal ones. The
+Official portraits look into the camera, so an encoder that learns from them takes turned heads for frontal ones; and of
+a few hundred it learns by heart which shape belongs to which, unless they come with others. The
 fitted mesh says where each pixel of a face came from once the head has turned; around the face the picture follows
 elastically and rests at the crop's border (after Zhu et al., "Face Alignment Across Large Poses", CVPR 2016, section
 4). What was hidden in the photograph is stretched from its edge, so turns are kept to what that bears.
@@ -21,8 +22,10 @@ from models.lighting import sh_basis
 from models.morphable import MorphableModel
 from models.renderer import project, rotation, sample
 
-YAW = (10.0, 38.0)  # degrees by which a head is turned, to either side
+YAW = (0.0, 36.0)  # degrees by which a head is turned, to either side
 PITCH = 12.0
+RESHAPING = 0.6  # share of a random head's shape in the new one: the variance of shapes stays as it is
+HIDDEN = 3000.0  # micrometres behind what the photograph shows from which on a point was hidden in it
 COARSE = 64  # pixels a side of the grid on which the surroundings follow the face
 SWEEPS = 300
 _DIRECTIONS = 200
@@ -30,14 +33,16 @@ _DIRECTIONS = 200
 
 @torch.no_grad()
 def turn_head(image: Tensor, code: FaceCode, yaw: float, pitch: float, model: MorphableModel,
-              geometry: nn.Module) -> tuple[Tensor, FaceCode]:
+              geometry: nn.Module, other: Tensor | None = None) -> tuple[Tensor, FaceCode]:
     """A crop (3, 256, 256) uint8 and its code (a batch of one) with the head turned further, aligned anew.
 
     yaw, pitch: degrees added to the pose's; the light turns with the head, since its shading stays on the skin.
+    other: normalised coefficients (1, 228) of a head whose shape this one takes on by RESHAPING.
     """
     degrees = torch.tensor([pitch, yaw, 0.0, 0.0, 0.0])
     pose = (code.pose + degrees / 90).clamp(-1, 1)
-    turned = code._replace(pose=pose)
+    shape = code.shape if other is None else (1 - RESHAPING ** 2) ** 0.5 * code.shape + RESHAPING * other
+    turned = code._replace(pose=pose, shape=shape)
     before = crop_landmarks(turned.shape, turned.scale, turned.pose, geometry)
     settled = settle(turned, before, 1.0)
     settled = settled._replace(light=turn_light(code.light, rotation(settled.pose) @ rotation(code.pose).mT))
@@ -76,18 +81,25 @@ def _sources(old: FaceCode, new: FaceCode, frame: Tensor, model: MorphableModel)
 
     frame (2, 3): the same for what does not turn with the head.
     """
-    vertices = model.vertices(old.shape)
-    before = project(vertices, old.scale, old.pose, WINDOW_OFFSET)[0]
-    after = project(vertices, new.scale, new.pose, WINDOW_OFFSET)
+    before = project(model.vertices(old.shape), old.scale, old.pose, WINDOW_OFFSET)
+    after = project(model.vertices(new.shape), new.scale, new.pose, WINDOW_OFFSET)
     raster = zbuffer.rasterize(after, model.triangles, (CROP_SIZE, CROP_SIZE), cull=True)
     triangle = raster.triangle[0]
-    covered = triangle >= 0
-    corners = before[model.triangles[triangle.clamp(min=0).long()]]  # (256, 256, 3, 3)
-    place = (corners * raster.barycentrics[0][..., None]).sum(2)[..., [1, 0]].permute(2, 0, 1)
+    corners = before[0, model.triangles[triangle.clamp(min=0).long()]]  # (256, 256, 3, 3)
+    points = (corners * raster.barycentrics[0][..., None]).sum(2)
+    covered = (triangle >= 0) & _was_seen(points, before, model)
+    place = points[..., [1, 0]].permute(2, 0, 1)
     rows, columns = torch.meshgrid(*[torch.arange(CROP_SIZE, dtype=torch.float32)] * 2, indexing="ij")
     still = frame[:, 0, None, None] * columns + frame[:, 1, None, None] * rows + frame[:, 2, None, None]
     moved = torch.where(covered, place - still, 0.0)
     return still + torch.where(covered, moved, _follow(moved, covered))
+
+
+def _was_seen(points: Tensor, positions: Tensor, model: MorphableModel) -> Tensor:
+    """Which points (H, W, 3), [row, column, depth], nothing hid of a head at positions (1, V, 3): bool (H, W)."""
+    raster = zbuffer.rasterize(positions, model.triangles, (CROP_SIZE, CROP_SIZE), cull=True)
+    row, column = (points[..., axis].round().long().clamp(0, CROP_SIZE - 1) for axis in (0, 1))
+    return raster.depth[0, row, column] - points[..., 2] < HIDDEN
 
 
 def _follow(moved: Tensor, known: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from test_portraits import code, face, landmarks_of  # noqa: F401
 
 from engine.framing import settle
-from engine.turning import _follow, turn_head, turn_light
+from engine.turning import _follow, _was_seen, turn_head, turn_light
 from models.lighting import shade
 from models.renderer import project, rotation, sample
 
@@ -39,6 +39,32 @@ def test_points_of_the_face_take_their_colours_along(face, yaw):
     error = (colours - before[:, :2]).norm(dim=-1)
     assert error.median() < 1.5  # a corner beyond the bridge of the nose may be hidden
     assert (before[:, 1] - after[:, 1]).abs().max() > 3  # something moved
+
+
+def test_another_shape_takes_the_picture_along(face):
+    """Each landmark's colour is found where the new head has it, and the new head is partly the other one."""
+    model, geometry = face
+    values = settled_code(face, 4)
+    other = torch.randn(1, 228, generator=torch.Generator().manual_seed(5))
+    rows, columns = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    image = torch.stack([rows, columns, torch.zeros(256, 256)]).to(torch.uint8)
+    bent, found = turn_head(image, values, 0.0, 0.0, model, geometry, other)
+    torch.testing.assert_close(found.shape, 0.8 * values.shape + 0.6 * other)
+    before = project(model.vertices(values.shape), values.scale, values.pose, 16)[0, model.landmarks[27:]]
+    after = project(model.vertices(found.shape), found.scale, found.pose, 16)[0, model.landmarks[27:]]
+    colours = sample(bent[None].float(), after[None, :, None, 0], after[None, :, None, 1])[0, :2, :, 0].T
+    assert (colours - before[:, :2]).norm(dim=-1).median() < 1.5
+    assert (before[:, :2] - after[:, :2]).norm(dim=-1).median() > 1.0
+
+
+def test_what_the_photograph_did_not_show_is_not_taken_from_what_hid_it(face):
+    """A point behind the face, at a place where the camera saw the nose, was hidden; the nose itself was not."""
+    model, _ = face
+    values = settled_code(face, 4)
+    positions = project(model.vertices(values.shape), values.scale, values.pose, 16)
+    nose = positions[:, model.landmarks[30]][:, None]
+    behind = nose - torch.tensor([0.0, 0.0, 20_000.0])
+    assert _was_seen(nose, positions, model).all() and not _was_seen(behind, positions, model).any()
 
 
 def test_the_new_crop_is_the_aligners(face):

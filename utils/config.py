@@ -87,7 +87,7 @@ OPTIONS = {
         Option("portrait_points", "path", None, "JSON {NAME: [[x, y], ...]} with 5 or 68 landmarks of each portrait in "
                "the crop's pixels, from any detector; default: MTCNN's five"),
         Option("portrait_turns", "int", 2, "--stage encoder: how many times each portrait comes again with its head "
-               "turned", least=0),
+               "turned and reshaped", least=0),
         Option("portrait_lights", "int", 4, "how many times each portrait comes again under other light", least=0),
         Option("portrait_share", "float", 0.4, "share of the portraits in the training images", least=0.01,
                most=0.99),
