@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 import zbuffer
 from zbuffer import backends, native
 
+ROOT = Path(__file__).resolve().parent.parent
 HAS_CPU_UNIT = not isinstance(backends._library("cpu"), native.BuildError)
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not HAS_CPU_UNIT, reason="no C++ compiler"))]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -354,3 +358,27 @@ def test_an_uncertain_edge_is_rounded_alike():
     assert found.mask[0].any() and not found.mask[1].any()
     for name in ("triangle", "depth", "barycentrics"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.skipif(not HAS_CPU_UNIT or not sys.platform.startswith("linux"), reason="limits as on Linux")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_running_out_of_memory_is_an_error_and_no_crash(threads):
+    """Each thread needs memory of its own; an exception that left a thread would end the process."""
+    code = f"""
+import resource, torch, zbuffer
+torch.set_num_threads({threads})
+triangle = torch.tensor([[[0.0, 0, 0], [9, 0, 0], [0, 9, 0]]]).repeat(2, 1, 1)
+corners = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+zbuffer.rasterize(triangle, corners, (16, 16), backend="cpu")
+size = (5000, 5000)
+results = 2 * size[0] * size[1] * (8 + 4 + 12)  # bytes, allocated before the threads start
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = used + results + size[0] * size[1] * 4 + {threads} * 2 ** 26
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    zbuffer.rasterize(triangle, corners, size, backend="cpu")
+except MemoryError as error:
+    print("told:", error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and "told: zbuffer: not enough memory" in run.stdout, run.stderr[-500:]

@@ -224,7 +224,7 @@ OBSOLETE = {
     "vertex_num": "the morphable model's files say it",
     "landmark_num": "the morphable model's files say it",
     "tri_num": "the morphable model's files say it",
-    "const_pixels_num": "the morphable model's files say it",
+    "const_pixels_num": "the published program's loss of equal albedo in such pixels is no part of this one",
     "test_dev_percent": "train_dev_percent divides the faces",
 }
 

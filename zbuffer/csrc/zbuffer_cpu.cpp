@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -156,12 +157,21 @@ struct Job {
   }
 };
 
-// Runs TASK(0) ... TASK(COUNT - 1) on up to THREADS threads, the calling one included.
+// Runs TASK(0) ... TASK(COUNT - 1) on up to THREADS threads, the calling one included. What a task throws (memory may
+// run out) is thrown again here, once all threads have ended.
 template <typename Task>
 void run_tasks(int64_t count, int64_t threads, const Task& task) {
   std::atomic<int64_t> next(0);
+  std::mutex failing;
+  std::exception_ptr failure;
   const auto worker = [&] {
-    for (int64_t i = next++; i < count; i = next++) task(i);
+    try {
+      for (int64_t i = next++; i < count; i = next++) task(i);
+    } catch (...) {
+      next = count;
+      const std::lock_guard<std::mutex> lock(failing);
+      failure = std::current_exception();
+    }
   };
   std::vector<std::thread> others;
   try {
@@ -171,6 +181,7 @@ void run_tasks(int64_t count, int64_t threads, const Task& task) {
   }
   worker();
   for (auto& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Position in `triangles` of the first index that is no vertex, or kSuccess.
