@@ -28,7 +28,8 @@ HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
 HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as many built-in faces
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
-NOT_LOSSES = {"inpainter": ("gan_start",), "refiner": ("only_beside",), "inpainter2d": ("gan_start",),
+_RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
+NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside",), "inpainter2d": _RECIPE,
               "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
 STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
                  "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses

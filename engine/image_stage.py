@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine import losses as L
 from engine import report
-from engine.inpainter_stage import HOLE_WEIGHT, InpainterStage
+from engine.inpainter_stage import InpainterStage
 from engine.stage import Autocast
 from models.blending import blend
 from models.completion import FaceCompletion
@@ -36,7 +36,7 @@ class ImageStage(InpainterStage):
         with autocast():
             picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)
         picture = picture.float()
-        weight = face * (1 + HOLE_WEIGHT * hole)
+        weight = face * (1 + self.hole_weight * hole)
         losses = {"albedo": L.guard_pixel(L.pixel_loss(picture, image, self.albedo_kind, weight))}
         completed = blend(image, hole, picture, (face & ~hole).float())
         losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))

@@ -26,9 +26,12 @@ from models.occlusion import FACE, OCCLUSION
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
                    "teacher": 1.0, "critic": 1.0, "penalty": 10.0}
+# Departures from the paper, each of which can be set with --loss-options (args_celeba.txt has the paper's values).
 HOLE_WEIGHT = 5.0  # added to the weight 1 of a texel's albedo loss where it is hidden: copying the rest is easy
 RECTANGLES = 0.7  # share of rectangular holes; the others are ellipses
 COVERED_OCCLUDERS = 0.5  # share of the images with occluders whose occluders are made part of the hole
+AUGMENTATION = 0.7  # strength of the changes of colour; half of the images are mirrored, too, unless it is 0
+GAN_START = 1000  # optimiser step from which the adversarial losses count
 
 
 class Examples(NamedTuple):
@@ -47,8 +50,8 @@ class InpainterStage(Stage):
     """The inpainter and the discriminator that it is trained against.
 
     completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
-    frozen occlusion net. gan_start: optimiser step from which the adversarial losses count (weight gan 0: never).
-    albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
+    frozen occlusion net. hole_weight, rectangles, covered_occluders, augmentation, gan_start: see the constants (with
+    weight gan 0 adversarial losses never count). albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
     teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
     Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
     """
@@ -59,7 +62,9 @@ class InpainterStage(Stage):
 
     def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
                  weights: Mapping[str, float] | None = None, *, albedo_kind: str = "l1", image_kind: str = "l1",
-                 use_confidence: bool = True, gan_start: int = 1000, perceptual: nn.Module | None = None,
+                 use_confidence: bool = True, gan_start: int = GAN_START, hole_weight: float = HOLE_WEIGHT,
+                 rectangles: float = RECTANGLES, covered_occluders: float = COVERED_OCCLUDERS,
+                 augmentation: float = AUGMENTATION, perceptual: nn.Module | None = None,
                  teacher: nn.Module | None = None):
         inpainter, completion.inpainter = completion.inpainter, nn.Identity()
         completion.one_by_one = False
@@ -69,6 +74,8 @@ class InpainterStage(Stage):
         critics = {"discriminator": discriminator} if weights["gan"] > 0 else {}
         super().__init__({self.name: inpainter}, weights, critics=critics, frozen=frozen)
         self.completion, self.perceptual, self.teacher, self.gan_start = completion, perceptual, teacher, gan_start
+        self.hole_weight, self.rectangles = hole_weight, rectangles
+        self.covered_occluders, self.augmentation = covered_occluders, augmentation
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
@@ -82,14 +89,14 @@ class InpainterStage(Stage):
         with autocast():
             inpainted = self._inpainter(self.networks, batch)(factors.albedo_in, visible)
         output, confidence = inpainted.albedo.float(), inpainted.confidence.float() if self.use_confidence else None
-        weight = known * (1 + HOLE_WEIGHT * (1 - visible))
+        weight = known * (1 + self.hole_weight * (1 - visible))
         losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
         if self.weights["symmetry"] > 0:
             losses["symmetry"] = L.guard_pixel(L.symmetry_loss(output, visible, mirror_uv, confidence))
         if self.teacher is not None:
             with torch.no_grad(), autocast():
                 wanted = self.teacher(factors.albedo_in, visible).albedo.float()
-            everywhere = self.completion.renderer.uv_mask * (1 + HOLE_WEIGHT * (1 - visible))
+            everywhere = self.completion.renderer.uv_mask * (1 + self.hole_weight * (1 - visible))
             losses["teacher"] = L.guard_pixel(L.pixel_loss(output, wanted, mask=everywhere))
         if self.weights["hidden_albedo"] > 0 and albedo is not None:
             losses["hidden_albedo"] = L.guard_pixel(self._hidden_albedo_loss(output, target, known, albedo))
@@ -142,19 +149,19 @@ class InpainterStage(Stage):
 
     def _examples(self, batch: Mapping[str, Any], rngs: Sequence[np.random.Generator],
                   autocast: Autocast) -> Examples:
-        """Half of them are mirrored, and their colours vary."""
+        """Half of them are mirrored, and their colours vary, as far as augmentation is wanted."""
         image = to_float(batch["image"])
         labels = self._labels(image, batch, autocast)
-        mirror = chances(rngs, 0.5, image.device)[:, None, None, None]
-        image = colour_jitter(torch.where(mirror, image.flip(3), image), rngs, 0.7)
+        mirror = chances(rngs, 0.5 * (self.augmentation > 0), image.device)[:, None, None, None]
+        image = colour_jitter(torch.where(mirror, image.flip(3), image), rngs, self.augmentation)
         labels = torch.where(mirror, labels.flip(3), labels)
         albedo = None
         if "albedo" in batch:
             albedo = batch["albedo"].float() / 255
             albedo = torch.where(mirror, mirror_uv(albedo), albedo)
         face, occluder = labels == FACE, labels == OCCLUSION
-        hole = training_holes(rngs, self._may_be_hidden(face, rngs))
-        covered = chances(rngs, COVERED_OCCLUDERS, image.device)[:, None, None, None]
+        hole = training_holes(rngs, self._may_be_hidden(face, rngs), self.rectangles)
+        covered = chances(rngs, self.covered_occluders, image.device)[:, None, None, None]
         hole |= occluder & covered
         if "hair" in batch:
             hair = batch["hair"][:, None] > 0
@@ -223,10 +230,13 @@ class InpainterStage(Stage):
         return report.tile([list(row) for row in rows])
 
 
-def training_holes(rngs: Sequence[np.random.Generator], face: Tensor) -> Tensor:
-    """Random holes: rectangles on the face, else ellipses anywhere. face and result bool (B, 1, H, W)."""
+def training_holes(rngs: Sequence[np.random.Generator], face: Tensor, rectangles: float = RECTANGLES) -> Tensor:
+    """Random holes: rectangles on the face, else ellipses anywhere. face and result bool (B, 1, H, W).
+
+    rectangles: share of the former, in [0, 1].
+    """
     shapes, on_face = Shapes(*face.shape[2:]), []
     for rng in rngs:
-        on_face.append(rng.random() < RECTANGLES)
+        on_face.append(rng.random() < rectangles)
         shapes.add_rectangle(rng) if on_face[-1] else shapes.add_ellipses(rng)
     return shapes.draw(face.device) & (face | ~torch.tensor(on_face).to(face.device)[:, None, None, None])

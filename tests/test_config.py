@@ -128,6 +128,8 @@ def test_celeba_recipe_is_the_papers(pytestconfig):
     assert recipe.optim_options == {"betas": [0.5, 0.999], "weight_decay": 4e-5}
     assert (recipe.scheduler_method, recipe.scheduler_options) == ("ExponentialLR", {"gamma": 0.98})
     assert (recipe.dataset_train, recipe.train_dev_percent, recipe.resolution) == ("CelebA", 80, [224, 224])
+    assert recipe.loss_options == {"gan_start": 0, "hole_weight": 0, "rectangles": 1, "covered_occluders": 0,
+                                   "augmentation": 0}
 
 
 def test_command_line_wins_over_file_and_file_over_defaults(ini):

@@ -86,6 +86,18 @@ def test_fit_brings_the_landmarks_to_the_points(face, reduce, count, limit):
     assert after < 0.7 * before  # and so do the landmarks that were not given
 
 
+def test_fit_ends_at_its_minimum_from_far_away(face, monkeypatch):
+    """A head taken for nearly frontal that is turned by 13 degrees: more steps do not change the answer."""
+    truth = code(3, 1)
+    guess = truth._replace(shape=truth.shape * 0.5, pose=truth.pose + torch.tensor([0.0, 0.15, 0.0, 0.0, 0.0]))
+    points = list(landmarks_of(truth, face[1]))
+    fitted = portraits.fit_points(guess, points, face[1])
+    monkeypatch.setattr(portraits, "FIT_STEPS", 1000)
+    converged = portraits.fit_points(guess, points, face[1])
+    torch.testing.assert_close(fitted.pose, converged.pose, atol=3e-3, rtol=0)
+    assert (fitted.pose - truth.pose)[:, 1].abs().max() < 0.03 < 0.15  # under 3 degrees left
+
+
 def test_a_detector_that_sets_the_jaw_otherwise_along_its_line_does_not_turn_the_face(face):
     truth = code(2, 1, spread=0.5)
     points = landmarks_of(truth, face[1])

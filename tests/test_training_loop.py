@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion,
                             interrupt_second_step, small_definition)
 
+from engine.augmentation import to_float
 from engine.distributed import EpochSampler, World
 from engine.encoder_stage import EncoderStage, Geometry
 from engine.inpainter_stage import InpainterStage
@@ -133,6 +136,30 @@ def test_encoder_sees_the_masked_image_and_hidden_pixels_do_not_matter(tmp_path)
     stage.losses(batch, face_generators((0,), range(2)), torch.no_grad, 0)
     inside = hole[..., 16:240, 16:240].expand_as(seen[2])
     assert (seen[2][inside] == 0).all()
+
+
+def test_the_papers_recipe_leaves_images_as_they_are():
+    """What args_celeba.txt sets: no changed colours, no mirror images, holes on the face alone."""
+    stage = make_stage("inpainter")
+    batch = default_collate([SmallFaces(8)[index] for index in range(8)])
+    rngs = face_generators((0,), range(8))
+    changed = stage._examples(batch, rngs, nullcontext)
+    stage.augmentation, stage.rectangles, stage.covered_occluders = 0, 1, 0
+    plain = stage._examples(batch, rngs, nullcontext)
+    assert torch.equal(plain.image, to_float(batch["image"])) and not torch.equal(changed.image, plain.image)
+    assert plain.hole.any() and not (plain.hole & ~plain.face).any()
+    assert (changed.hole & ~changed.face).any()
+
+
+def test_hidden_texels_weigh_as_much_as_the_recipe_says():
+    batch, losses = default_collate([SmallFaces(4)[index] for index in range(4)]), []
+    for weight in (0.0, 5.0):
+        torch.manual_seed(0)
+        stage = make_stage("inpainter")
+        stage.hole_weight = weight
+        found, _ = stage.losses(batch, face_generators((0,), range(4)), nullcontext, 0)
+        losses.append(found["albedo"].item())
+    assert losses[0] != losses[1]
 
 
 def test_not_a_number_stops_with_step_and_loss(tmp_path):
