@@ -1,9 +1,12 @@
 """Grain and sharpness of a fill: as around it, the same every time, nothing else touched."""
 from __future__ import annotations
 
+import cv2
+import numpy as np
+import pytest
 import torch
 
-from models.grain import match_grain
+from models.grain import STRENGTH, _bands, match_detail, match_grain
 
 
 def grainy(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,6 +24,19 @@ def test_a_smooth_fill_gets_the_grain_around_it():
     inside = matched[hole.expand_as(matched)]
     assert 0.05 < inside.std() < 0.12 and abs(inside.mean() - 0.1) < 0.01
     assert torch.equal(matched, match_grain(image, hole, torch.ones_like(hole)))
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0])
+def test_every_band_gets_its_share(sigma):
+    """Grain of photographs is correlated, by demosaicing, JPEG and scaling: noise of one kind alone would be too fine."""
+    noise = np.random.default_rng(0).standard_normal((256, 256, 1), dtype=np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), sigma)[..., None] if sigma else noise
+    hole = np.zeros((256, 256), bool)
+    hole[60:190, 60:190] = True
+    picture = np.where(hole[..., None], 120, 120 + 6 * noise / noise.std()).repeat(3, axis=2).astype(np.float32)
+    matched = match_detail(picture, hole, hole, np.ones_like(hole), 1.0, 0)
+    for band in _bands(matched, 2):
+        assert band[75:175, 75:175].std() / band[:45].std() == pytest.approx(STRENGTH, rel=0.06)
 
 
 def test_no_grain_is_added_to_a_clean_picture_and_items_do_not_mix():
