@@ -1,7 +1,9 @@
 """Makes the linear fill's model from aligned portraits: ``python -m engine.linear_fill --portraits DIR``.
 
 Every portrait is factored by the trained encoder; the albedo of its visible texels, and that of its mirror image, is
-what `models.linear.fit_model` learns from. Evaluate it with ``main.py --config args.txt --eval --model-type linear``.
+what `models.linear.fit_model` learns from. The eyes that stand in where both are hidden are the most typical of them:
+those that are most like all others. With ``--finetune`` the model of --linear-ckpt is kept and gets new eyes.
+Evaluate it with ``main.py --config args.txt --eval --model-type linear``.
 """
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ import torch
 from datasets.faces import FolderFaces
 from engine import build
 from engine.augmentation import to_float
-from models.linear import LinearInpainter, fit_model, reduce
-from models.morphable import mirror_uv
+from models.linear import LinearInpainter, blur, fit_model, reduce
+from models.morphable import UV_HEIGHT, UV_WIDTH, mirror_uv
+from models.weights import load_linear
 from utils import checkpoints, config
 from utils.errors import UserError
 from utils.logging import note, progress, run_script
@@ -23,6 +26,9 @@ from utils.logging import note, progress, run_script
 COMPONENTS = 64
 FOLDS = 5  # models that each do without a fifth of the portraits
 HELD_OUT_FOLD = 0
+EYE_MARGIN = 10.0  # texels around an eye's landmarks that count as eye
+EYE_EDGE = 2.0  # texels within which they cease to
+EYE_SIGMA = 10.0  # texels; coarser than this is no detail of an eye
 
 
 @torch.no_grad()
@@ -68,6 +74,45 @@ def _check_count(used: int, count: int, folder: Any) -> None:
                         f"{COMPONENTS // 2 * count // max(used, 1)}")
 
 
+@torch.no_grad()
+def find_eyes(completion: Any, faces: FolderFaces, model: LinearInpainter, log_type: str,
+              device: torch.device = torch.device("cpu")) -> torch.Tensor:
+    """What the most typical eyes of the portraits have beyond the model's, (3, 192, 256), 0 elsewhere.
+
+    The model completes each portrait's albedo without its eyes. What it misses of them, but for low frequencies, which
+    are light and skin, is compared, and that with the greatest mean cosine to all others is taken: one person's, since
+    a mean of many is what the model says already. Only portraits that show as much of their eyes as most do count.
+    """
+    model.eyes = None
+    region = eye_region(completion.morphable)
+    hidden = (region > 0.05).float()
+    found, shares = [], []
+    for index in progress(range(len(faces)), "typical eyes", len(faces), log_type):
+        image = to_float(faces[index]["image"][None].to(device))
+        hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
+        factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
+        visible = factors.uv_visible.float()
+        rest = visible * (1 - hidden)
+        missed = (factors.albedo_in - model(factors.albedo_in * rest, rest).albedo) * visible
+        found.append(((missed - blur(missed, visible * region + 1e-3, EYE_SIGMA)) * region)[0].half().cpu())
+        shares.append(float((visible * hidden).sum() / hidden.sum()))
+    usable = torch.stack([eyes for eyes, share in zip(found, shares) if share >= np.median(shares)]).float()
+    directions = torch.nn.functional.normalize(usable.flatten(1))
+    typical = usable[(directions @ directions.mean(0)).argmax()]
+    note(f"eyes of {len(usable)} portraits compared")
+    return typical.to(device)
+
+
+def eye_region(morphable: Any) -> torch.Tensor:
+    """How far each texel belongs to the eyes, (1, 1, 192, 256) in [0, 1]: boxes around their landmarks."""
+    row, column = (torch.arange(size, device=morphable.vertex_uv.device, dtype=torch.float32)
+                   for size in (UV_HEIGHT, UV_WIDTH))
+    inside = lambda x, points: (torch.sigmoid((x - points.min() + EYE_MARGIN) / EYE_EDGE)
+                                * torch.sigmoid((points.max() + EYE_MARGIN - x) / EYE_EDGE))
+    eyes = [morphable.vertex_uv[morphable.landmarks[start:start + 6]] for start in (36, 42)]
+    return sum(inside(row, eye[:, 0])[:, None] * inside(column, eye[:, 1]) for eye in eyes)[None, None]
+
+
 def make(settings: Any) -> LinearInpainter:
     """The model of the portraits in settings.portraits, written to settings.linear_ckpt; see the module.
 
@@ -81,10 +126,14 @@ def make(settings: Any) -> LinearInpainter:
     device = build.choose_device(settings)
     # In float32, so that the model does not depend on the machine.
     completion = build.build_completion(settings.replace(precision="fp32"), device, inpainter=torch.nn.Identity())
-    model = fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS)
-    metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
+    if settings.finetune:
+        model = load_linear(settings.linear_ckpt).to(device)
+    else:
+        model = fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS).to(device)
+    model.eyes = find_eyes(completion, faces, model, settings.log_type, device)
+    metadata = {"portraits": len(faces), "components": len(model.components), "noise": float(model.noise)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)
-    note(f"{settings.linear_ckpt}: {COMPONENTS} components of {len(faces)} portraits, noise {float(model.noise):.3f}")
+    note(f"{settings.linear_ckpt}: {len(model.components)} components of {len(faces)} portraits, noise {float(model.noise):.3f}")
     return model
 
 

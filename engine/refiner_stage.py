@@ -51,6 +51,11 @@ class FoldedPrior(nn.Module):
                  for index, model in enumerate(self.choice)]
         return Inpainting(*(torch.cat(parts) for parts in zip(*items)))
 
+    def typical_eyes(self, visible: Tensor) -> Tensor:
+        """As `models.linear.LinearInpainter.typical_eyes`."""
+        return torch.cat([self.models[model].typical_eyes(visible[index:index + 1])
+                          for index, model in enumerate(self.choice)])
+
 
 class Fill(NamedTuple):
     """What completes one batch: the mixed fill of its items, and the refiner."""

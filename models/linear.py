@@ -8,6 +8,9 @@ is solved a few times with less and less weight on texels that do not fit, since
 What the model misses of the visible texels, their detail, is added to the hidden ones that mirror them, since faces
 are symmetric: an eye gets the other one's lashes and catchlight. Its low frequencies are left out, as light is not
 symmetric.
+
+Where both eyes are hidden there is no such detail, and the most probable albedo is a mean of many gazes and lids: pale
+and without pupils. There the model adds what the eyes of one typical person have beyond it.
 """
 from __future__ import annotations
 
@@ -29,11 +32,12 @@ FIRST_OUTLIER = 0.3
 ROBUST_ROUNDS = 5
 THINNED = 2  # in all but the last of them every so many rows and columns of reduced texels are looked at
 RARELY_KNOWN = 0.1  # share of the maps
-DETAIL_GAIN = 0.7  # of the mirrored detail
+DETAIL_GAIN = 0.7  # of the mirrored detail, and of the typical eyes
 DETAIL_SIGMA = 6.0  # reduced texels; coarser than this is light, not detail
 DETAIL_OUTLIER = 0.25  # of albedo, root mean square over a few texels: glasses and hair are not mirrored
 MISFIT_SIGMA = 1.5  # reduced texels
 DETAIL_RIM = 2  # texels along the outline of what is visible that are not mirrored
+EYE_RIM = 2  # texels over which the typical eyes begin beside what is visible
 TINT_SIGMA = 0.15  # of a constant added to each channel: light that the shade did not explain
 
 
@@ -42,15 +46,17 @@ class LinearInpainter(nn.Module):
 
     All texels come back as the model says, with mirrored detail, the visible ones too: so the seam
     (`models.blending.blend`) knows by how much the model is off beside the hole. confidence is 0.
-    Buffers: mean (3, 96, 128); components (K, 3, 96, 128), each one standard deviation long; noise ().
+    Buffers: mean (3, 96, 128); components (K, 3, 96, 128), each one standard deviation long; noise (); eyes
+    (3, 192, 256), 0 elsewhere, if it knows any: see `typical_eyes`.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, knows_eyes: bool = False):
         super().__init__()
         size = (3, UV_HEIGHT // REDUCTION, UV_WIDTH // REDUCTION)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("components", torch.zeros(count, *size))
         self.register_buffer("noise", torch.ones(()))
+        self.register_buffer("eyes", torch.zeros(3, UV_HEIGHT, UV_WIDTH) if knows_eyes else None)
 
     def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
         """Everything in float32, also under autocast."""
@@ -60,7 +66,20 @@ class LinearInpainter(nn.Module):
             reduced = self.mean + torch.stack([self._fit(*item) for item in zip(values - self.mean, weight)])
             model = enlarge(reduced)
             filled = model + DETAIL_GAIN * mirror_uv(_detail(albedo_32 - model, values - reduced, known, weight))
+            filled = filled + self.typical_eyes(visible)
             return Inpainting(filled.clamp(-1, 1).to(albedo.dtype), torch.zeros_like(visible))
+
+    def typical_eyes(self, visible: torch.Tensor) -> torch.Tensor:
+        """What one person's eyes have beyond the most probable ones, (B, 3, 192, 256) in units of the albedo, float32.
+
+        0 where a texel or the one that mirrors it is visible (B, 1, 192, 256), and where no eyes are known.
+        """
+        if self.eyes is None:
+            return torch.zeros_like(visible, dtype=torch.float32).expand(-1, 3, -1, -1)
+        hidden = (visible <= 0).float()
+        hidden = hidden * mirror_uv(hidden)
+        near = -F.max_pool2d(-hidden, 2 * EYE_RIM + 1, 1, EYE_RIM)
+        return DETAIL_GAIN * F.avg_pool2d(near, 2 * EYE_RIM + 1, 1, EYE_RIM) * hidden * self.eyes
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""

@@ -26,5 +26,7 @@ class Mixture(nn.Module):
     def forward(self, albedo: torch.Tensor, visible: torch.Tensor) -> Inpainting:
         """The mean also where texels are visible: so the seam knows by how much the fill is off beside the hole."""
         linear, network = self.linear(albedo, visible), self.network(albedo, visible)
-        mean = torch.lerp(linear.albedo, network.albedo.to(linear.albedo.dtype), NETWORK_SHARE)
-        return Inpainting(mean, network.confidence)
+        # The network's eyes are as mean as the model's, so both get the same detail, and their mean all of it.
+        eyes = self.linear.typical_eyes(visible).to(linear.albedo.dtype)
+        other = (network.albedo.to(linear.albedo.dtype) + eyes).clamp(-1, 1)
+        return Inpainting(torch.lerp(linear.albedo, other, NETWORK_SHARE), network.confidence)

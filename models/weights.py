@@ -60,7 +60,7 @@ def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> t
 
 def load_linear(path: str | os.PathLike) -> LinearInpainter:
     """The linear fill's model from its weight file; UserError if there is none."""
-    return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ()))))[0]
+    return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ())), "eyes" in state))[0]
 
 
 def load_refiner(path: str | os.PathLike) -> Refiner:

@@ -87,6 +87,46 @@ def test_detail_is_mirrored_and_light_is_not(model):
     assert (shaded - plain)[0, :, 60:120, 160:210].std() < 0.01
 
 
+def test_typical_eyes_stand_in_where_both_are_hidden(world, model, tmp_path):
+    """Not where one of them is visible, whose detail is mirrored; and they go with the weight file."""
+    seeing = LinearInpainter(9, knows_eyes=True)
+    seeing.load_state_dict({**model.state_dict(), "eyes": torch.zeros(3, 192, 256)})
+    seeing.eyes[:, 60:70, 80:90] = seeing.eyes[:, 60:70, 166:176] = 0.2
+    checkpoints.save_weights(tmp_path / "linear.pth", "linear", seeing.state_dict(), {}, half=False)
+    seeing, truth = load_linear(tmp_path / "linear.pth"), enlarge(world[0][:1])
+    one_seen, none_seen = torch.zeros(2, 1, 1, 192, 256)
+    one_seen[..., :128] = 1
+    none_seen[..., 100:, :] = 1
+    for visible, expected in ((one_seen, 0.0), (none_seen, linear.DETAIL_GAIN)):
+        difference = seeing(truth * visible, visible).albedo - model(truth * visible, visible).albedo
+        torch.testing.assert_close(difference, expected * seeing.eyes[None], atol=1e-5, rtol=0)
+        torch.testing.assert_close(seeing.typical_eyes(visible), expected * seeing.eyes[None], atol=1e-6, rtol=0)
+    assert not model.typical_eyes(none_seen).any()
+
+
+def test_the_most_typical_eyes_are_found(tmp_path, monkeypatch):
+    """Of portraits with the same detail in their eyes but for one, and that detail, not the odd one's, comes out."""
+    for index, name in enumerate("abcde"):
+        write_image(tmp_path / f"{name}.png", np.full((256, 256, 3), 100 + index, np.uint8))
+    stripes = 0.3 * (torch.arange(256) // 2 % 2).float().expand(3, 192, 256)
+    odd = 0.3 * (torch.arange(192) // 2 % 2).float()[:, None].expand(3, 192, 256)
+
+    class Eyes(Halves):
+        morphable = SimpleNamespace(vertex_uv=torch.zeros(68, 2), landmarks=torch.arange(68))
+
+        @staticmethod
+        def factor(image, hole, face):
+            pattern = odd if round(float(image.mean() + 1) * 127.5) == 102 else stripes
+            return SimpleNamespace(uv_visible=torch.ones(1, 1, 192, 256, dtype=torch.bool), albedo_in=pattern[None])
+
+    for start, centre in ((36, 80.0), (42, 175.0)):
+        Eyes.morphable.vertex_uv[start:start + 6] = torch.tensor([65.0, centre]) + torch.tensor([[-5.0], [5.0]] * 3)
+    found = linear_fill.find_eyes(Eyes, FolderFaces(tmp_path), LinearInpainter(2), "traditional")
+    inside = found[:, 60:70, 75:85]
+    assert inside.std() > 0.1 and (inside - inside[:, :1]).abs().max() < 0.02  # columns differ, rows do not
+    assert found[:, 150:].abs().max() < 1e-3 and found[:, 60:70, 120:135].abs().max() < 1e-3
+
+
 def test_texels_that_no_map_knows_are_like_those_around_them(world):
     maps, known = world[0].copy(), world[1].copy()
     known[:, :, 40:43, 60:64] = False

@@ -41,6 +41,9 @@ class Constant(nn.Module):
     def forward(self, albedo, visible):
         return Inpainting(torch.where(visible > 0, albedo + 0.01, self.value), torch.zeros_like(visible))
 
+    def typical_eyes(self, visible):
+        return torch.zeros_like(visible).expand(-1, 3, -1, -1)
+
 
 def example(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Albedo, 0 where hidden, and its visible mask."""
@@ -346,6 +349,21 @@ def test_the_mixed_fill_is_a_mean_of_both():
     torch.testing.assert_close(mixed.albedo[hidden], torch.zeros_like(mixed.albedo[hidden]))
     torch.testing.assert_close(mixed.albedo[~hidden], albedo[~hidden] + 0.01)
     assert mixed.confidence.shape == visible.shape
+
+
+@torch.no_grad()
+def test_typical_eyes_are_whole_in_the_mixed_fill():
+    albedo, visible = example()
+    visible[..., 50:90, :] = 0
+    linear = LinearInpainter(2, knows_eyes=True).eval()
+    linear.eyes[:, 60:80, 70:100] = linear.eyes[:, 60:80, 156:186] = 0.3
+    mixed = Mixture(linear, Constant(0.0))
+    eyes = linear.typical_eyes(visible)
+    with_eyes = mixed(albedo, visible).albedo
+    linear.eyes.zero_()
+    hidden = ((visible == 0) & (eyes > 0)).expand_as(albedo)
+    assert eyes.max() > 0.01
+    torch.testing.assert_close((with_eyes - mixed(albedo, visible).albedo)[hidden], eyes[hidden], atol=1e-6, rtol=0)
 
 
 def test_the_error_is_the_mean_of_each_images_root_mean_square():
