@@ -63,9 +63,10 @@ def run_folder(settings: Any) -> Path:
         UserError: another run's checkpoint lies there already.
     """
     resumed = resume_file(settings)
-    home = resumed.parent if resumed else Path(settings.result_path) / settings.stage
+    own = resumed is not None and resumed.name in ("last.pth", "best.pth")  # not a copy that lies somewhere
+    home = resumed.parent if own else Path(settings.result_path) / settings.stage
     folder = Path(settings.save_dir) if settings.save_dir else home
-    continues = resumed is not None and folder.resolve() == home.resolve()
+    continues = own and folder.resolve() == home.resolve()
     if (folder / "last.pth").exists() and not (continues or settings.overwrite):
         raise UserError(f"{folder} holds a run already: continue it with --resume {folder / 'last.pth'}, replace it "
                         "with --overwrite, or choose another --save-dir")
@@ -148,8 +149,8 @@ def build_test_data(settings: Any) -> Dataset:
     kind = settings.dataset_test
     if kind == "Synthetic":
         from datasets.synthetic import SyntheticFaces
-        options = _synthetic_options(settings, *SYNTHETIC_OPTIONS)  # a training's may stand in the same file
-        return SyntheticFaces("test", settings.test_count, seed=options.get("seed", 0),
+        seed = settings.dataset_options.get("seed", 0)  # others are a training's, in the same file
+        return SyntheticFaces("test", settings.test_count, seed=_whole_number("seed", seed),
                               occluders="occlusion" in (settings.mask_source, settings.stage))
     return _folder_data(settings, kind, None if kind == "Faces" else "test")
 
@@ -184,13 +185,22 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
 
 
 def _synthetic_options(settings: Any, *known: str) -> dict[str, int]:
-    """--dataset-options of built-in faces, which are whole numbers or truths; UserError for others than the known."""
+    """--dataset-options of built-in faces; UserError for others than the known, and for what is no number or truth."""
     for name, value in settings.dataset_options.items():
-        if name not in known or not isinstance(value, int) or value < 0:
-            raise UserError(f"--dataset-options {json.dumps({name: value})}: of built-in faces "
-                            f"{'from a cache ' if known == ('length',) else ''}"
-                            f"{', '.join(known)} can be given here, each a whole number, true or false")
+        if name not in known:
+            raise UserError(f"--dataset-options {name}: of built-in faces {'from a cache ' if len(known) == 1 else ''}"
+                            f"{', '.join(known)} can be given")
+        if name in ("length", "seed"):
+            _whole_number(name, value, least=int(name == "length"))
+        elif not isinstance(value, bool):
+            raise UserError(f"--dataset-options {name}: true or false, not {value!r}")
     return dict(settings.dataset_options)
+
+
+def _whole_number(name: str, value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"--dataset-options {name}: a whole number from {least} on, not {value!r}")
+    return value
 
 
 def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
@@ -328,9 +338,9 @@ def _load_inpainter(settings: Any) -> torch.nn.Module:
         if settings.recon_ckpt != DEFAULT_INPAINTER:
             raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose "
                             "another, or leave it out")
-        return load_linear(settings.linear_ckpt)
+        return load_linear(settings.linear_ckpt)[0]
     network, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
-    return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt), network)
+    return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt)[0], network)
 
 
 def _image_completion(settings: Any, grain: bool, dtype: torch.dtype) -> torch.nn.Module:
@@ -379,8 +389,8 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
                 "refiner": _refiner_stage, "inpainter2d": _image_stage}
     _check_loss_options(settings)
     if settings.inpainter_options and (settings.stage != "inpainter" or settings.finetune):
-        raise UserError("--inpainter-options says how --stage inpainter begins; other stages have no such parts, and with "
-                        "--finetune the file says: leave it out")
+        raise UserError("--inpainter-options says how --stage inpainter begins; other stages have no such parts, and "
+                        "with --finetune the file says: leave it out")
     return builders[settings.stage](settings, train_set)
 
 
@@ -391,10 +401,12 @@ def _check_loss_options(settings: Any) -> None:
     unknown = set(settings.loss_options) - set(known) - set(NOT_LOSSES[settings.stage])
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
-                        f"it has {', '.join(known)}")
+                        f"it has {', '.join([*known, *NOT_LOSSES[settings.stage]])}")
     for name, value in settings.loss_options.items():
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise UserError(f"--loss-options {json.dumps({name: value})}: give a number from 0 on")
+        most = 1 if name in ("rectangles", "covered_occluders") else math.inf
+        if not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
+            raise UserError(f"--loss-options {json.dumps({name: value})}: give a number from 0 "
+                            f"{'to 1' if most == 1 else 'on'}")
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
@@ -507,8 +519,10 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     weights = dict(settings.loss_options)
     only_beside = bool(weights.pop("only_beside", 0))
     network = fold_for_inference(load_inpainter(settings.recon_ckpt, mirror_uv)[0].eval())
-    return RefinerStage(completion, _new_refiner(settings), network, load_linear(settings.linear_ckpt), models, folds,
-                        weights, only_beside)
+    prior = load_linear(settings.linear_ckpt)[0]
+    for model in models:
+        model.eyes = prior.eyes  # one portrait's detail, which all completions get
+    return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights, only_beside)
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

@@ -51,7 +51,8 @@ class InpainterStage(Stage):
 
     completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
     frozen occlusion net. hole_weight, rectangles, covered_occluders, augmentation, gan_start: see the constants (with
-    weight gan 0 adversarial losses never count). albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
+    weight gan 0 adversarial losses never count). albedo_kind, image_kind: "l1", "l2" or "l21". perceptual:
+    `engine.losses.PerceptualLoss`, if its weight is not 0.
     teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
     Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
     """

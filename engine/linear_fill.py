@@ -93,8 +93,9 @@ def find_eyes(completion: Any, faces: FolderFaces, model: LinearInpainter, log_t
         factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
         visible = factors.uv_visible.float()
         rest = visible * (1 - hidden)
-        missed = (factors.albedo_in - model(factors.albedo_in * rest, rest).albedo) * visible
-        found.append(((missed - blur(missed, visible * region + 1e-3, EYE_SIGMA)) * region)[0].half().cpu())
+        missed = factors.albedo_in - model(factors.albedo_in * rest, rest).albedo
+        detail = missed - blur(missed, visible * region, EYE_SIGMA)
+        found.append((detail * visible * region)[0].half().cpu())
         shares.append(float((visible * hidden).sum() / hidden.sum()))
     usable = torch.stack([eyes for eyes, share in zip(found, shares) if share >= np.median(shares)]).float()
     directions = torch.nn.functional.normalize(usable.flatten(1))
@@ -122,18 +123,20 @@ def make(settings: Any) -> LinearInpainter:
     if not settings.portraits:
         raise UserError("say where the aligned portraits are with --portraits DIR")
     faces = FolderFaces(settings.portraits)
-    _check_count(len(faces), len(faces), settings.portraits)
+    kept, metadata = load_linear(settings.linear_ckpt) if settings.finetune else (None, {})
+    if kept is None:
+        _check_count(len(faces), len(faces), settings.portraits)
     device = build.choose_device(settings)
     # In float32, so that the model does not depend on the machine.
     completion = build.build_completion(settings.replace(precision="fp32"), device, inpainter=torch.nn.Identity())
-    if settings.finetune:
-        model = load_linear(settings.linear_ckpt).to(device)
-    else:
-        model = fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS).to(device)
-    model.eyes = find_eyes(completion, faces, model, settings.log_type, device)
-    metadata = {"portraits": len(faces), "components": len(model.components), "noise": float(model.noise)}
+    model = kept or fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS)
+    if kept is None:
+        metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
+    model.eyes = find_eyes(completion, faces, model.to(device), settings.log_type, device)
+    metadata = {**metadata, "eyes_of": len(faces)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)
-    note(f"{settings.linear_ckpt}: {len(model.components)} components of {len(faces)} portraits, noise {float(model.noise):.3f}")
+    note(f"{settings.linear_ckpt}: {len(model.components)} components, noise {float(model.noise):.3f}, eyes of one of "
+         f"{len(faces)} portraits")
     return model
 
 

@@ -446,9 +446,12 @@ class Trainer:
         self._tell_changes(dict(state.get("settings") or {}))
 
     def _tell_changes(self, before: Mapping[str, Any]) -> None:
-        """Warns of settings that decide what is learnt and are not those of the run that is continued."""
+        """Warns of settings that decide what is learnt and are not those of the run that is continued.
+
+        But for what only its start needed, and what the checkpoint's optimisers bring along.
+        """
         now = self.options.settings
-        names = set(config.LEARNING + config.LEARNT_FROM) - {"finetune", "learning_rate"}  # of a run's start; restored
+        names = set(config.LEARNING + config.LEARNT_FROM) - {"finetune", "learning_rate", "optim_options"}
         changes = [f"{config.flag_of(name)} {now[name]} (was {before[name]})" for name in sorted(names)
                    if name in before and name in now and before[name] != now[name]]
         if changes and self.world.is_main:

@@ -1,10 +1,10 @@
-"""Photographs of other heads seen from elsewhere: a fitted portrait's turned and reshaped, and the picture bent to match.
+"""Photographs of other heads, seen from elsewhere: a fitted portrait turned and reshaped, and the picture bent to match.
 
 Official portraits look into the camera, so an encoder that learns from them takes turned heads for frontal ones; and of
-a few hundred it learns by heart which shape belongs to which, unless they come with others. The
-fitted mesh says where each pixel of a face came from once the head has turned; around the face the picture follows
-elastically and rests at the crop's border (after Zhu et al., "Face Alignment Across Large Poses", CVPR 2016, section
-4). What was hidden in the photograph is stretched from its edge, so turns are kept to what that bears.
+a few hundred it learns by heart which shape belongs to which, unless they come with others. The fitted mesh says where
+each pixel of a face came from once the head has turned; around the face the picture follows elastically and rests at
+the crop's border (after Zhu et al., "Face Alignment Across Large Poses", CVPR 2016, section 4). What was hidden in the
+photograph is stretched from its edge, so turns are kept to what that bears.
 """
 from __future__ import annotations
 

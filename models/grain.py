@@ -56,9 +56,9 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
     aligned crop. seed: of the grain.
 
     Band by band (differences of Gaussians), down to what the crop resolves: much of what a band lacks in the hole
-    (STRENGTH) is made up with noise of several correlations, whose spectra overlap the bands (:func:`_spectra`). Strength is that of the flattest parts, where
-    there are no edges; skin and what lies beside it are compared with their own kind. A band whose edges are stronger
-    in the hole than anywhere around, as in a blurred photo, is damped.
+    (STRENGTH) is made up with noise of several correlations, whose spectra overlap the bands (:func:`_spectra`). How
+    strong a band is, its flattest parts say, where there are no edges; skin and what lies beside it are compared with
+    their own kind. A band whose edges are stronger in the hole than anywhere around, as in a blurred photo, is damped.
     """
     generator = np.random.default_rng(seed)
     picture = cv2.transform(picture.astype(np.float32), _TO_YCC)

@@ -58,9 +58,9 @@ def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> t
     return network, metadata
 
 
-def load_linear(path: str | os.PathLike) -> LinearInpainter:
-    """The linear fill's model from its weight file; UserError if there is none."""
-    return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ())), "eyes" in state))[0]
+def load_linear(path: str | os.PathLike) -> tuple[LinearInpainter, dict]:
+    """(the linear fill's model, metadata) from its weight file; UserError if there is none."""
+    return _load(path, "linear", lambda state: LinearInpainter(len(state.get("components", ())), "eyes" in state))
 
 
 def load_refiner(path: str | os.PathLike) -> Refiner:

@@ -154,6 +154,9 @@ def test_missing_inpainter_weights_refuse_to_run(photos):
     ({"dataset_options": {"length": "many"}}, "whole number"),
     ({"loss_options": {"image": "x"}}, "give a number"),
     ({"loss_options": {"image": -1}}, "give a number"),
+    ({"loss_options": {"rectangles": 70}}, "from 0 to 1"),
+    ({"loss_options": {"hole_wieght": 0}}, "hole_weight"),
+    ({"dataset_options": {"length": True}}, "whole number"),
 ])
 def test_data_that_cannot_train_a_stage(values, message):
     with pytest.raises(UserError, match=message):
@@ -177,6 +180,8 @@ def test_a_resumed_run_stays_in_its_folder_and_replaces_no_other(tmp_path):
         assert build.run_folder(chosen) == mine and build.run_folder(chosen.replace(save_dir=str(mine))) == mine
     with pytest.raises(UserError, match="holds a run already"):
         build.run_folder(chosen.replace(save_dir=str(other)))
+    with pytest.raises(UserError, match="holds a run already"):  # a copy of one run beside another's checkpoints
+        build.run_folder(chosen.replace(resume=str(mine / "copy.pth")))
     assert build.run_folder(chosen.replace(save_dir=str(tmp_path / "new"))) == tmp_path / "new"
 
 

@@ -28,7 +28,7 @@ def test_a_smooth_fill_gets_the_grain_around_it():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0])
 def test_every_band_gets_its_share(sigma):
-    """Grain of photographs is correlated, by demosaicing, JPEG and scaling: noise of one kind alone would be too fine."""
+    """Grain of photographs is correlated, by demosaicing, JPEG and scaling: white noise would be too fine."""
     noise = np.random.default_rng(0).standard_normal((256, 256, 1), dtype=np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), sigma)[..., None] if sigma else noise
     hole = np.zeros((256, 256), bool)

@@ -93,7 +93,7 @@ def test_typical_eyes_stand_in_where_both_are_hidden(world, model, tmp_path):
     seeing.load_state_dict({**model.state_dict(), "eyes": torch.zeros(3, 192, 256)})
     seeing.eyes[:, 60:70, 80:90] = seeing.eyes[:, 60:70, 166:176] = 0.2
     checkpoints.save_weights(tmp_path / "linear.pth", "linear", seeing.state_dict(), {}, half=False)
-    seeing, truth = load_linear(tmp_path / "linear.pth"), enlarge(world[0][:1])
+    seeing, truth = load_linear(tmp_path / "linear.pth")[0], enlarge(world[0][:1])
     one_seen, none_seen = torch.zeros(2, 1, 1, 192, 256)
     one_seen[..., :128] = 1
     none_seen[..., 100:, :] = 1
@@ -117,12 +117,15 @@ def test_the_most_typical_eyes_are_found(tmp_path, monkeypatch):
         @staticmethod
         def factor(image, hole, face):
             pattern = odd if round(float(image.mean() + 1) * 127.5) == 102 else stripes
-            return SimpleNamespace(uv_visible=torch.ones(1, 1, 192, 256, dtype=torch.bool), albedo_in=pattern[None])
+            visible = torch.ones(1, 1, 192, 256, dtype=torch.bool)
+            visible[..., 60:64, 80:84] = False  # a lash, say
+            return SimpleNamespace(uv_visible=visible, albedo_in=torch.where(visible, pattern[None] + 0.3, 0))
 
     for start, centre in ((36, 80.0), (42, 175.0)):
         Eyes.morphable.vertex_uv[start:start + 6] = torch.tensor([65.0, centre]) + torch.tensor([[-5.0], [5.0]] * 3)
     found = linear_fill.find_eyes(Eyes, FolderFaces(tmp_path), LinearInpainter(2), "traditional")
-    inside = found[:, 60:70, 75:85]
+    assert not found[:, 60:64, 80:84].any()  # nothing is known there, and nothing said
+    inside = found[:, 64:70, 75:85]
     assert inside.std() > 0.1 and (inside - inside[:, :1]).abs().max() < 0.02  # columns differ, rows do not
     assert found[:, 150:].abs().max() < 1e-3 and found[:, 60:70, 120:135].abs().max() < 1e-3
 
@@ -150,7 +153,7 @@ def test_reduced_maps_are_means_of_visible_texels():
 
 def test_weight_file_and_its_errors(model, world, tmp_path):
     checkpoints.save_weights(tmp_path / "linear.pth", "linear", model.state_dict(), {}, half=False)
-    again = load_linear(tmp_path / "linear.pth")
+    again, _ = load_linear(tmp_path / "linear.pth")
     torch.testing.assert_close(again.components, model.components)
     with pytest.raises(UserError, match="--linear-ckpt"):
         load_linear(tmp_path / "missing.pth")
@@ -203,3 +206,16 @@ def test_making_the_model_needs_portraits(tmp_path):
     write_image(tmp_path / "a.png", np.zeros((256, 256, 3), np.uint8))
     with pytest.raises(UserError, match="needs more than"):
         linear_fill.main(["--portraits", str(tmp_path)])
+
+
+def test_new_eyes_leave_the_model_as_it_is(model, tmp_path, monkeypatch):
+    """--finetune: mean and components of a model that cannot be made again stay, and what its file says of them."""
+    write_image(tmp_path / "faces" / "a.png", np.full((256, 256, 3), 100, np.uint8))
+    checkpoints.save_weights(tmp_path / "linear.pth", "linear", model.state_dict(), {"portraits": 60}, half=False)
+    monkeypatch.setattr("engine.build.build_completion", lambda *_, **__: Halves)
+    monkeypatch.setattr(linear_fill, "find_eyes", lambda *_: torch.full((3, 192, 256), 0.5))
+    linear_fill.main(["--portraits", str(tmp_path / "faces"), "--finetune", "--ngpu", "0",
+                      "--linear-ckpt", str(tmp_path / "linear.pth")])
+    again, metadata = load_linear(tmp_path / "linear.pth")
+    assert (again.eyes - 0.5).abs().max() < 1e-3 and metadata["portraits"] == 60 and metadata["eyes_of"] == 1
+    torch.testing.assert_close(again.components, model.components, atol=1e-3, rtol=1e-3)

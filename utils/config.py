@@ -174,7 +174,8 @@ OPTIONS = {
     ],
     "Results": [
         Option("result_path", "path", "results", "folder of the runs: settings, logs, checkpoints, tables"),
-        Option("save_dir", "path", None, "folder of the checkpoints (default: inside the run's folder)"),
+        Option("save_dir", "path", None, "folder of the checkpoints (default: RESULT_PATH/STAGE, or with --resume that "
+               "run's folder)"),
         Option("logs_dir", "path", None, "folder of the TensorBoard logs (default: inside the run's folder)"),
         Option("output", "path", None, "folder of the results (default: output for own photos, the run's folder "
                "for --eval)"),
