@@ -32,7 +32,8 @@ FIRST_OUTLIER = 0.3
 ROBUST_ROUNDS = 5
 THINNED = 2  # in all but the last of them every so many rows and columns of reduced texels are looked at
 RARELY_KNOWN = 0.1  # share of the maps
-DETAIL_GAIN = 0.7  # of the mirrored detail, and of the typical eyes
+DETAIL_GAIN = 0.7  # of the mirrored detail
+EYE_GAIN = 0.5  # of the typical eyes: with more they are livelier, and farther from most people's
 DETAIL_SIGMA = 6.0  # reduced texels; coarser than this is light, not detail
 DETAIL_OUTLIER = 0.25  # of albedo, root mean square over a few texels: glasses and hair are not mirrored
 MISFIT_SIGMA = 1.5  # reduced texels
@@ -79,7 +80,7 @@ class LinearInpainter(nn.Module):
         hidden = (visible <= 0).float()
         hidden = hidden * mirror_uv(hidden)
         near = -F.max_pool2d(-hidden, 2 * EYE_RIM + 1, 1, EYE_RIM)
-        return DETAIL_GAIN * F.avg_pool2d(near, 2 * EYE_RIM + 1, 1, EYE_RIM) * hidden * self.eyes
+        return EYE_GAIN * F.avg_pool2d(near, 2 * EYE_RIM + 1, 1, EYE_RIM) * hidden * self.eyes
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""

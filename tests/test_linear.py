@@ -97,7 +97,7 @@ def test_typical_eyes_stand_in_where_both_are_hidden(world, model, tmp_path):
     one_seen, none_seen = torch.zeros(2, 1, 1, 192, 256)
     one_seen[..., :128] = 1
     none_seen[..., 100:, :] = 1
-    for visible, expected in ((one_seen, 0.0), (none_seen, linear.DETAIL_GAIN)):
+    for visible, expected in ((one_seen, 0.0), (none_seen, linear.EYE_GAIN)):
         difference = seeing(truth * visible, visible).albedo - model(truth * visible, visible).albedo
         torch.testing.assert_close(difference, expected * seeing.eyes[None], atol=1e-5, rtol=0)
         torch.testing.assert_close(seeing.typical_eyes(visible), expected * seeing.eyes[None], atol=1e-6, rtol=0)
