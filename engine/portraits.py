@@ -197,7 +197,7 @@ def read_points(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no landmark file of the form {{\"name\": [[x, y], ...]}}: write one") from None
     for name, values in points.items():
         if values.shape not in ((5, 2), (68, 2)) or not values.isfinite().all():
-            raise UserError(f"{path}: the landmarks of {name} have the shape {tuple(values.shape)}; give 5 or 68 "
+            raise UserError(f"{path}: the landmarks of {name!r} have the shape {tuple(values.shape)}; give 5 or 68 "
                             "finite points (x, y)")
     return points
 

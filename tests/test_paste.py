@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from datasets.alignment import CROP_SIZE, Alignment
 from engine.paste import Seam, paste, working_region
+from models.grain import STRENGTH
 from test_alignment import GEOMETRIES, LANDMARKS, _turned, _wave_photo
 
 SKIN = np.ones((CROP_SIZE, CROP_SIZE), bool)
@@ -88,7 +89,7 @@ def test_grain_is_that_of_the_surroundings(scale):
     inside = ndimage.binary_erosion(hole, iterations=3)
     assert plain[inside].std() < 4
     for channel in range(3):
-        assert 0.8 < pasted[inside][:, channel].std() / photo[~hole][:, channel].std() < 1.2
+        assert 0.8 < pasted[inside][:, channel].std() / (STRENGTH * photo[~hole][:, channel].std()) < 1.2
     assert np.array_equal(_pasted(photo, alignment, crop, mask)[0], pasted)
     assert not np.array_equal(_pasted(photo, alignment, crop, mask, seed=1)[0], pasted)
 
