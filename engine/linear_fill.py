@@ -8,7 +8,7 @@ Evaluate it with ``main.py --config args.txt --eval --model-type linear``.
 from __future__ import annotations
 
 import sys
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -40,16 +40,22 @@ def collect(completion: Any, faces: FolderFaces, log_type: str,
     net, face.
     """
     maps, known = [], []
-    for index in progress(range(len(faces)), "unwrapping portraits", len(faces), log_type):
-        image = to_float(faces[index]["image"][None].to(device))
-        hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
-        factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
-        visible = factors.uv_visible.float()
-        for albedo, seen in ((factors.albedo_in, visible), (mirror_uv(factors.albedo_in), mirror_uv(visible))):
+    for whole, visible in _unwrapped(completion, faces, "unwrapping portraits", log_type, device):
+        for albedo, seen in ((whole, visible), (mirror_uv(whole), mirror_uv(visible))):
             values, weight = reduce(albedo, seen)
             maps.append(values.clamp(-1, 1).cpu())
             known.append((weight > 0.5).cpu())
     return torch.cat(maps).numpy(), torch.cat(known).numpy()
+
+
+def _unwrapped(completion: Any, faces: FolderFaces, what: str, log_type: str,
+               device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each face albedo (1, 3, 192, 256) in [-1, 1] and visible (1, 1, 192, 256) 0 or 1, under a bar named `what`."""
+    for index in progress(range(len(faces)), what, len(faces), log_type):
+        image = to_float(faces[index]["image"][None].to(device))
+        hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
+        factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
+        yield factors.albedo_in, factors.uv_visible.float()
 
 
 def fold_of(index: int) -> int:
@@ -87,13 +93,9 @@ def find_eyes(completion: Any, faces: FolderFaces, model: LinearInpainter, log_t
     region = eye_region(completion.morphable)
     hidden = (region > 0.05).float()
     found, shares = [], []
-    for index in progress(range(len(faces)), "typical eyes", len(faces), log_type):
-        image = to_float(faces[index]["image"][None].to(device))
-        hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
-        factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
-        visible = factors.uv_visible.float()
+    for albedo, visible in _unwrapped(completion, faces, "typical eyes", log_type, device):
         rest = visible * (1 - hidden)
-        missed = factors.albedo_in - model(factors.albedo_in * rest, rest).albedo
+        missed = albedo - model(albedo * rest, rest).albedo
         detail = missed - blur(missed, visible * region, EYE_SIGMA)
         found.append((detail * visible * region)[0].half().cpu())
         shares.append(float((visible * hidden).sum() / hidden.sum()))
