@@ -36,7 +36,7 @@ class ImageStage(InpainterStage):
         with autocast():
             picture = self.networks[self.name](torch.where(hole, 0, image), ~hole)
         picture = picture.float()
-        weight = face * (1 + self.hole_weight * hole)
+        weight = face.float() * (1 + self.hole_weight * hole)
         losses = {"albedo": L.guard_pixel(L.pixel_loss(picture, image, self.albedo_kind, weight))}
         completed = blend(image, hole, picture, (face & ~hole).float())
         losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
