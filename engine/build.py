@@ -213,7 +213,7 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     observer, definition = _portrait_observer(settings)
     portraits = load_portraits(settings.portraits, settings.portrait_points, observer.encoder,
                                _geometry(observer.morphable, definition), observer.morphable, settings.log_type,
-                               settings.portrait_turns)
+                               settings.portrait_turns, settings.nthreads)
     return mix(faces, _under_other_light(settings, portraits, portraits.images, observer), settings.portrait_share)
 
 

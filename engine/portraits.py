@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import zbuffer
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.faces import FolderFaces
 from engine.augmentation import to_float
 from engine.encoder_stage import crop_landmarks, window
+from engine.training import start_worker
 from engine.turning import random_turn, turn_head
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
@@ -132,11 +133,13 @@ def mix(faces: Dataset, portraits: Dataset, share: float) -> Dataset:
 
 
 def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: nn.Module, geometry: nn.Module,
-                   model: MorphableModel, log_type: str = "progressbar", turns: int = 0) -> Portraits:
+                   model: MorphableModel, log_type: str = "progressbar", turns: int = 0,
+                   workers: int = 0) -> Portraits:
     """Aligned crops of a folder, labelled by `teacher` (an Encoder) and corrected to detected points.
 
     points_file: JSON, name -> five or 68 points, see `read_points`; None: MTCNN looks for five. A portrait without
-    points is left out, with a warning that counts them. geometry: `engine.encoder_stage.Geometry`.
+    points is left out, with a warning that counts them. geometry: `engine.encoder_stage.Geometry`. turns: how often
+    each comes again with its head turned, which `workers` processes do.
 
     Raises:
         UserError: no pictures, no readable points, or no portrait with points.
@@ -162,26 +165,43 @@ def load_portraits(folder: str | Path, points_file: str | Path | None, teacher: 
         guess = guess_code(teacher, torch.stack(images[chunk]), geometry)
         codes.append(fit_points(guess, points[chunk], geometry))
     code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
-    return _turned(Portraits(torch.stack(images), names, code, model), turns, model, geometry, log_type)
+    return _turned(Portraits(torch.stack(images), names, code, model), turns, model, geometry, log_type, workers)
 
 
-def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: nn.Module, log_type: str) -> Portraits:
+def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: nn.Module, log_type: str,
+            workers: int) -> Portraits:
     """The portraits and, `turns` times, each with its head turned and reshaped at random."""
     if not turns:
         return portraits
-    rng = np.random.default_rng(0)
-    images, names, codes = list(portraits.images), list(portraits.names), [portraits.code]
-    jobs = [index for index in range(len(portraits)) for _ in range(turns)]
-    for index in progress(jobs, "turning portraits", len(jobs), log_type):
-        one = FaceCode(*(value[index:index + 1] for value in portraits.code))
-        yaw, pitch = random_turn(rng)
-        other = torch.from_numpy(rng.standard_normal(one.shape.shape)).to(one.shape)
-        image, code = turn_head(portraits.images[index], one, yaw, pitch, model, geometry, other)
-        images.append(image)
-        names.append(portraits.names[index])
-        codes.append(code)
+    jobs = _Turns(portraits, turns, model, geometry)
+    loader = DataLoader(jobs, batch_size=None, num_workers=workers, worker_init_fn=start_worker)
+    images, codes = [], [portraits.code]
+    for image, code in progress(loader, "turning portraits", len(jobs), log_type):
+        # Copied, since a worker's tensors hold an open file each.
+        images.append(image.clone())
+        codes.append(FaceCode(*(value.clone() for value in code)))
     code = FaceCode(*(torch.cat(parts) for parts in zip(*codes)))
-    return Portraits(torch.stack(images), names, code, model)
+    names = [portraits.names[index] for index in jobs.portrait]
+    return Portraits(torch.cat([portraits.images, torch.stack(images)]), portraits.names + names, code, model)
+
+
+class _Turns(Dataset):
+    """Turned and reshaped portraits, (image uint8 (3, 256, 256), FaceCode of one), `turns` of each; always the same."""
+
+    def __init__(self, portraits: Portraits, turns: int, model: MorphableModel, geometry: nn.Module):
+        self.portraits, self.model, self.geometry = portraits, model, geometry
+        self.portrait = [index for index in range(len(portraits)) for _ in range(turns)]
+        rng, size = np.random.default_rng(0), portraits.code.shape[:1].shape
+        self.changes = [(*random_turn(rng), torch.from_numpy(rng.standard_normal(size)).to(torch.float32))
+                        for _ in self.portrait]
+
+    def __len__(self) -> int:
+        return len(self.portrait)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, FaceCode]:
+        portrait, (yaw, pitch, other) = self.portrait[index], self.changes[index]
+        one = FaceCode(*(value[portrait:portrait + 1] for value in self.portraits.code))
+        return turn_head(self.portraits.images[portrait], one, yaw, pitch, self.model, self.geometry, other)
 
 
 def read_points(path: str | Path) -> dict[str, Tensor]:

@@ -143,6 +143,10 @@ def test_each_portrait_comes_again_with_its_head_turned(face, tmp_path):
     assert found.names == ["a", "a", "a"] and found.images.shape == (3, 3, 256, 256)
     yaw = 90 * (found.code.pose[1:, 1] - found.code.pose[0, 1])
     assert (yaw.abs() > 5).all() and (yaw.abs() < 50).all()
+    again = portraits.load_portraits(tmp_path, tmp_path / "points.json", Teacher(truth), face[1], face[0],
+                                     "traditional", turns=2, workers=2)
+    assert again.names == found.names and torch.equal(again.images, found.images)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.code, found.code))
 
 
 def test_mix_has_the_wanted_share():
