@@ -31,6 +31,7 @@ from engine import distributed, report
 from engine.distributed import World
 from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, face_generators, random_states,
                                  restore_optimiser, restore_random_states, seed_everything)
+from engine.resident import ResidentItems
 from engine.stage import Stage
 from models.layers import compute_in
 from utils import checkpoints, config, files
@@ -69,6 +70,7 @@ class TrainingOptions:
     seed: int = 0
     skip_bad_steps: bool = False
     compile: bool = False
+    resident: bool = False
     bar: bool = True
     settings: dict = field(default_factory=dict)
 
@@ -114,6 +116,7 @@ class Trainer:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
         self._held_out: list[dict] = []
         self._running: dict[str, float] = {}
+        self.resident: ResidentItems | None = None
         if options.compile:
             stage.compile()
 
@@ -122,6 +125,10 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains until a limit or an interrupt, validating and saving on the way and at the end."""
         self._set_modes()
+        if self.options.resident and self.resident is None:
+            log_type = ("progressbar" if self.options.bar else "traditional") if self.world.is_main else "none"
+            self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type,
+                                          start_worker)
         self.clock_start = time.monotonic() - self.elapsed
         self.saved_at = self.elapsed
         self.display = report.TrainingDisplay(self.options.bar and self.world.is_main, self.world.is_main)
@@ -177,7 +184,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         remaining = self._batches_per_epoch() - self.position
         self.sampler.begin(self.epoch, self.position * self.options.batch_size)
-        batches = iter(self._loader(self.train_set, self.sampler))
+        batches = (self.resident.batches(self.sampler, self.options.batch_size) if self.resident
+                   else iter(self._loader(self.train_set, self.sampler)))
         while remaining > 0 and not self._finished():
             self._train_step([next(batches) for _ in range(self.options.accumulate)])
             self.position += self.options.accumulate
@@ -556,7 +564,7 @@ def options_from(settings: Any) -> TrainingOptions:
         scheduler_options=dict(settings.scheduler_options or {}), epochs=settings.nepochs, max_steps=settings.max_steps,
         max_minutes=settings.max_minutes, checkpoint_minutes=settings.checkpoint_minutes, ema=settings.ema,
         precision=build.choose_precision(settings), workers=settings.nthreads, seed=settings.manual_seed,
-        skip_bad_steps=settings.skip_bad_steps, compile=settings.compile,
+        skip_bad_steps=settings.skip_bad_steps, compile=settings.compile, resident=settings.resident,
         bar=settings.log_type == "progressbar", settings=build.plain_settings(settings))
 
 

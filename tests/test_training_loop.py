@@ -95,6 +95,41 @@ def test_resuming_equals_not_stopping(tmp_path, stage):
     assert second.scores == whole.scores
 
 
+def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
+    """The same batches in the same order, over an epoch's end, whoever reads them; each item is read once."""
+    asked = []
+
+    class Counted(SmallFaces):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    states = []
+    for resident in (False, True):
+        trainer = make_trainer(tmp_path / str(resident), make_stage("encoder"), faces=7, max_steps=5, resident=resident)
+        trainer.train_set = Counted(7)
+        asked.clear()
+        trainer.run()
+        states.append(all_tensors(trainer))
+    assert asked == list(range(7))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_training_set_too_large_to_be_resident_is_told(tmp_path, monkeypatch):
+    empty = torch.empty
+
+    def no_room(*size, **kind):
+        if "device" in kind:
+            raise RuntimeError("not enough memory")
+        return empty(*size, **kind)
+
+    trainer = make_trainer(tmp_path, make_stage("encoder"), resident=True)
+    monkeypatch.setattr(torch, "empty", no_room)
+    with pytest.raises(UserError, match="--resident.*GiB.*leave --resident out"):
+        trainer.run()
+
+
 def test_training_changes_trained_networks_only(tmp_path):
     stage = make_stage("inpainter", gan=1.0)
     frozen = {key: value.clone() for key, value in stage.completion.encoder.state_dict().items()}
