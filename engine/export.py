@@ -5,6 +5,8 @@
 writes the stage's network (the moving average where one was kept) with half-precision kernels, and says how and how
 well it was trained in the file's metadata. Other networks of the stage, such as the encoder's albedo decoder, are
 chosen with --network. A list of sums in the weight file's folder, as checkpoints/SHA256SUMS, is brought up to date.
+With ``--bits 5`` kernels are rounded to so many bits after the leading one, of float16's ten: the file is as long, but
+compresses to two thirds, as in git, which keeps every version (what that costs: docs/training.md, "Rounded weights").
 """
 from __future__ import annotations
 
@@ -13,16 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from utils import config
 from utils.errors import UserError
 from utils.logging import note, run_script
 
 
-def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True) -> dict[str, Any]:
+def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True,
+           bits: int | None = None) -> dict[str, Any]:
     """Writes one network of a training checkpoint as a weight file; returns its metadata.
 
     network: such as "encoder" or "albedo_decoder"; by default the one that the stage is called after.
-    half: store kernels as float16.
+    half: store kernels as float16. bits: round them as :func:`rounded` does.
 
     Raises:
         UserError: the source is no training checkpoint, or has no such network.
@@ -35,8 +41,20 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
     if weights is None:
         raise UserError(f"{source}: has no {network}; it holds {', '.join(state['networks'])}")
     metadata = describe(state)
+    if bits is not None:
+        weights = {name: rounded(value, bits) for name, value in weights.items()}
+        metadata["bits"] = bits
     checkpoints.save_weights(target, network, weights, metadata, half=half)
     return metadata
+
+
+def rounded(weights: Tensor, bits: int) -> Tensor:
+    """Kernels and matrices to the nearest number with `bits` >= 0 bits after its leading one; others as they are."""
+    if weights.dim() < 2 or not weights.is_floating_point():
+        return weights
+    mantissa, exponent = torch.frexp(weights)  # 0.5 <= |mantissa| < 1
+    steps = 2.0 ** (bits + 1)
+    return torch.ldexp((mantissa * steps).round() / steps, exponent)
 
 
 def describe(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,8 +73,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("target", help="weight file to write")
     parser.add_argument("--network", help="which network (default: the one the stage is called after)")
     parser.add_argument("--float32", action="store_true", help="keep full precision")
+    parser.add_argument("--bits", type=int, choices=range(2, 11), metavar="N",
+                        help="round kernels to N of float16's 10 bits (2 to 10), so that the file compresses better")
     options = parser.parse_args(arguments)
-    metadata = export(options.source, options.target, options.network, half=not options.float32)
+    metadata = export(options.source, options.target, options.network, half=not options.float32, bits=options.bits)
     size = Path(options.target).stat().st_size / 2 ** 20
     note(f"{options.target}: {size:.1f} MB after {metadata['steps']} steps, held out {metadata['held_out']}")
 

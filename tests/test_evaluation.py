@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zlib
 
 import cv2
 import numpy as np
@@ -194,6 +195,21 @@ def test_definition_follows_the_encoder():
     assert build.choose_definition(settings(definition="other"), {"source": "published"}) == "other"
 
 
+def test_rounded_weights_are_near_compress_well_and_leave_vectors():
+    generator = torch.Generator().manual_seed(0)
+    kernel, bias = torch.randn(64, 32, 3, 3, generator=generator), torch.randn(64, generator=generator)
+    kernel = kernel.sign() * kernel.abs().clamp(min=1e-3)  # float16 has all its bits from 6e-5 on
+    assert torch.equal(export.rounded(bias, 4), bias)
+    assert torch.equal(export.rounded(torch.zeros(2, 2), 4), torch.zeros(2, 2))
+    sizes = []
+    for bits in (10, 7, 4):
+        near = export.rounded(kernel, bits)
+        assert ((near - kernel).abs() <= kernel.abs() * 2.0 ** -(bits + 1)).all()
+        assert torch.equal(near.half().float(), near) and torch.equal(export.rounded(near, bits), near)
+        sizes.append(len(zlib.compress(near.half().numpy().tobytes())))
+    assert sizes[2] < 0.75 * sizes[0] and sizes[2] < sizes[1] < sizes[0]
+
+
 def test_export(tmp_path):
     """The averaged weights arrive in half precision, with the story of their training."""
     network = torch.nn.Linear(4, 3)
@@ -208,6 +224,10 @@ def test_export(tmp_path):
     assert torch.allclose(found["weight"], averaged["weight"], atol=1e-3)
     assert metadata["steps"] == 10 and metadata["images_per_process"] == 80 and metadata["minutes"] == 2
     assert "dataroot" not in metadata["settings"]
+    export.export(tmp_path / "best.pth", tmp_path / "rounded.pth", bits=2)
+    coarse, metadata = checkpoints.load_weights(tmp_path / "rounded.pth", "occlusion")
+    assert torch.equal(coarse["weight"], export.rounded(averaged["weight"], 2)) and metadata["bits"] == 2
+    assert torch.equal(coarse["bias"], averaged["bias"])
     with pytest.raises(UserError, match="albedo_decoder"):
         export.export(tmp_path / "best.pth", tmp_path / "weights.pth", "albedo_decoder")
     with pytest.raises(UserError, match="not a training checkpoint"):
