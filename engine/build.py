@@ -221,7 +221,7 @@ def _portrait_observer(settings: Any):
     """(`models.completion.FaceCompletion` that looks at faces and completes none, its model's definition)."""
     from models.completion import FaceCompletion
     from models.weights import load_occlusion
-    encoder, model, definition = _load_geometry(settings)
+    encoder, model, definition = _load_geometry(settings, completes=False)
     occlusion = load_occlusion(settings.occ_ckpt)[0]
     observer = FaceCompletion(encoder, torch.nn.Identity(), model, occlusion, one_by_one=False,
                               dtype=completion_dtype(settings))
@@ -366,14 +366,19 @@ def build_encoder(settings: Any, device: torch.device):
     return encoder, _geometry(model, definition).to(device)
 
 
-def _load_geometry(settings: Any):
-    """(trained encoder for aligned crops, morphable model, its definition)."""
+def _load_geometry(settings: Any, completes: bool = True):
+    """(trained encoder for aligned crops, morphable model, its definition).
+
+    completes: for completions, so with light as of `engine.usual_light`; else the encoder's own.
+    """
     from engine.framing import FramedEncoder, trust_of
+    from engine.usual_light import UsualLight, usual_light_of
     from models.weights import load_encoder
     encoder, metadata = load_encoder(settings._3dmm_ckpt)
     definition = load_definition(choose_definition(settings, metadata))
     model = MorphableModel(definition)
-    return FramedEncoder(encoder, model, trust_of(metadata)).eval(), model, definition
+    framed, usual = FramedEncoder(encoder, model, trust_of(metadata)), usual_light_of(metadata)
+    return (framed if usual is None or not completes else UsualLight(framed, usual)).eval(), model, definition
 
 
 def build_stage(settings: Any, train_set: Dataset) -> Stage:

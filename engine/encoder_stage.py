@@ -20,6 +20,7 @@ from engine.framing import settle
 from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
 from engine.training_holes import Shapes, rectangles_on
+from models.encoder import LIGHT_SIZE
 from models.lighting import MIN_SHADE
 from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
@@ -28,6 +29,7 @@ from models.renderer import project, rotation
 VERTICES = 900  # compared besides the landmarks; all of them would only cost time
 OUTER_EYES = (36, 45)  # of the 68 iBUG landmarks; their distance is the unit of the landmark error
 TRUSTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of `engine.framing.settle` that validation tries
+ODD_IN_X = (3, 6, 7)  # of the nine spherical-harmonics functions
 TYPICAL_SCALE = 1e-3  # half the encoder's range
 HOLE_SHARES = {"none": 0.25, "rectangle": 0.5, "blobs": 0.15, "occluder": 0.1}  # of the training images
 # Faces whose crops stay about as the aligner made them. Where a hole leaves little to see, the frame says most about a
@@ -88,13 +90,16 @@ class EncoderStage(Stage):
         self.geometry, self.renderer, self.definition_name = geometry, renderer, definition_name
         self.albedo_every, self.albedo_items = albedo_every, albedo_items
         self.frame_trust = 0.0  # the best of TRUSTS at the last validation
+        self.usual_light: list[float] | None = None  # mean over the faces of the last validation
 
     def metadata(self) -> dict[str, Any]:
-        return {"definition": self.definition_name, "frame_trust": self.frame_trust}
+        light = {} if self.usual_light is None else {"usual_light": self.usual_light}
+        return {"definition": self.definition_name, "frame_trust": self.frame_trust, **light}
 
     def restore(self, metadata: Mapping[str, Any]) -> None:
-        """The trust, which only validation measures."""
+        """Trust and usual light, which only validation measures."""
         self.frame_trust = float(metadata.get("frame_trust", self.frame_trust))
+        self.usual_light = metadata.get("usual_light", self.usual_light)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Those of DEFAULT_WEIGHTS on masked windows; nothing for critics. Shapes as of `engine.stage.Stage.losses`."""
@@ -164,20 +169,23 @@ class EncoderStage(Stage):
         return losses
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
-        """Sums of the landmark error on whole and on masked images for each of TRUSTS, and the count."""
+        """Sums of the landmark error on whole and on masked images for each of TRUSTS, of both lights, and the count."""
         image, labels = window(to_float(batch["image"])), window(batch["labels"][:, None])
         hole = rectangles_on(labels == FACE, rngs)
-        sums = []
+        sums, light = [], torch.zeros(LIGHT_SIZE, device=image.device)
         for masked in (image, image * ~hole):
             with autocast():
                 code = networks["encoder"](masked)
             sums += [landmark_error(self._settled_landmarks(code, trust), batch["landmarks"]).sum() for trust in TRUSTS]
-        return torch.stack([*sums, torch.tensor(float(len(image)), device=image.device)])
+            light = light + code.light.float().sum(0) / 2
+        return torch.cat([torch.stack(sums), light, torch.tensor([float(len(image))], device=image.device)])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
-        whole, masked = (statistics[:-1] / statistics[-1]).reshape(2, len(TRUSTS))
+        errors, light = (statistics[:-1] / statistics[-1]).split([2 * len(TRUSTS), LIGHT_SIZE])
+        whole, masked = errors.reshape(2, len(TRUSTS))
         best = int((whole + masked).argmin())
-        self.frame_trust = TRUSTS[best]
+        light = light.unflatten(0, (3, 9)).index_fill(1, torch.tensor(ODD_IN_X), 0.0)  # as mirror images would make it
+        self.frame_trust, self.usual_light = TRUSTS[best], light.flatten().tolist()
         return {"nme": float(whole[best] + masked[best]) / 2, "nme_whole": float(whole[best]),
                 "nme_masked": float(masked[best]), "frame_trust": self.frame_trust}
 

@@ -21,7 +21,7 @@ from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainter, Inpainting
 from models.layers import fold_for_inference
 from models.linear import LinearInpainter, enlarge, reduce
-from models.mixture import Mixture
+from models.mixture import NETWORK_SHARE, Mixture
 from models.morphable import MorphableModel, mirror_uv
 from models.occlusion import OcclusionNet
 from models.refiner import SOFT_EDGE, Refiner, soft_edge
@@ -260,7 +260,8 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
                              "--portrait-lights", "1", "--log-type", "traditional"], "")
     monkeypatch.setattr("models.weights.load_occlusion", lambda path: (occlusion, {}))
     model = MorphableModel(small_definition())
-    monkeypatch.setattr(build, "_load_geometry", lambda settings: (SmallEncoder().eval(), model, small_definition()))
+    monkeypatch.setattr(build, "_load_geometry",
+                        lambda settings, completes=True: (SmallEncoder().eval(), model, small_definition()))
     monkeypatch.setattr(build, "_synthetic_training", lambda settings: (SmallFaces(6), SmallFaces(3)))
     train, held_out = build.build_training_data(settings)
     assert ("hidden_albedo is left out" in capsys.readouterr().out) == (stage == "inpainter")
@@ -343,7 +344,7 @@ def test_weight_files(tmp_path):
 @torch.no_grad()
 def test_the_mixed_fill_is_a_mean_of_both():
     albedo, visible = example()
-    linear, network = Constant(0.2), Constant(-0.4)
+    linear, network = Constant(0.6 * NETWORK_SHARE), Constant(-0.6 * (1 - NETWORK_SHARE))
     mixed = Mixture(linear, network)(albedo, visible)
     hidden = (visible == 0).expand_as(albedo)
     torch.testing.assert_close(mixed.albedo[hidden], torch.zeros_like(mixed.albedo[hidden]))

@@ -241,11 +241,12 @@ def test_a_run_without_a_scaler_goes_on_with_one_and_back(tmp_path):
 def test_what_validation_measured_is_kept_when_resuming(tmp_path):
     trainer = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
     trainer.run()
-    trainer.stage.frame_trust = 0.75
+    trainer.stage.frame_trust, trainer.stage.usual_light = 0.75, [0.5] * 27
     checkpoints.save(tmp_path / "kept.pth", trainer.state())
     resumed = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
     resumed.restore(tmp_path / "kept.pth")
     assert resumed.state()["metadata"]["frame_trust"] == 0.75
+    assert resumed.state()["metadata"]["usual_light"] == [0.5] * 27
 
 
 def test_other_settings_are_told_when_resuming(tmp_path, capsys):
