@@ -14,7 +14,7 @@ from datasets.alignment import CROP_SIZE, Alignment
 from models.blending import pull_push
 from models.grain import match_detail
 
-SURROUNDINGS = 24.0  # crop pixels around a hole that are looked at
+SURROUNDINGS = 48.0  # crop pixels around a hole that are looked at
 SMOOTHING = 1.0  # crop pixels over which the difference between photo and completion is averaged at the seam
 REACH = 12.0  # crop pixels into the hole over which that difference fades to 1 / e: deeper in, the completion is right
 FEATHER = 1.5  # crop pixels over which the completion fades in where it meets hidden pixels that are kept
