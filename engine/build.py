@@ -173,6 +173,9 @@ def face_folder(settings: Any) -> Path | None:
 def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     from datasets.synthetic import CachedFaces, SyntheticFaces
     if not settings.synthetic_cache:
+        if settings.resident:
+            raise UserError("--resident reads all faces before it begins, which takes hours if they are made meanwhile: "
+                            "write them with python -m datasets.synthetic and give --synthetic-cache")
         options = {"length": SYNTHETIC_LENGTH, **_synthetic_options(settings, *SYNTHETIC_OPTIONS)}
         return SyntheticFaces("train", **options), SyntheticFaces("val", HELD_OUT_FACES)
     train = CachedFaces(settings.synthetic_cache, **_synthetic_options(settings, "length"))

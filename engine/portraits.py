@@ -174,7 +174,8 @@ def _turned(portraits: Portraits, turns: int, model: MorphableModel, geometry: n
     if not turns:
         return portraits
     jobs = _Turns(portraits, turns, model, geometry)
-    loader = DataLoader(jobs, batch_size=None, num_workers=workers, worker_init_fn=start_worker)
+    loader = DataLoader(jobs, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
+                        generator=torch.Generator())
     images, codes = [], [portraits.code]
     for image, code in progress(loader, "turning portraits", len(jobs), log_type):
         # Copied, since a worker's tensors hold an open file each.

@@ -18,37 +18,54 @@ READ_AT_A_TIME = 64
 
 
 class ResidentItems:
-    """All items of a dataset on a device, by field; fields that are no tensors are left out.
+    """All items of a dataset by field: tensors on a device, others, such as names, in lists.
 
-    dataset: its items' tensors are of one shape and type by field. workers: processes that read it, each prepared by
-    `prepare_worker`.
+    dataset: all of its items have the same fields, with tensors of one shape and type. workers: processes that read it,
+    each prepared by `prepare_worker`.
 
     Raises:
         UserError: they do not fit into the device's memory.
+        ValueError: items of different fields or types.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, workers: int = 0, log_type: str = "progressbar",
                  prepare_worker: Callable[[int], None] | None = None):
-        self.fields: dict[str, Tensor] = {}
-        loader = DataLoader(dataset, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=prepare_worker)
+        self.tensors: dict[str, Tensor] = {}
+        self.others: dict[str, list] = {}
+        # A generator of its own, or the loader would take a number from the one that a resumed run continues.
+        loader = DataLoader(dataset, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=prepare_worker,
+                            generator=torch.Generator())
         place = 0
         for batch in progress(loader, "reading the training set", len(loader), log_type):
-            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            if not self.fields:
-                self.fields = {name: self._room(name, value, len(dataset), device) for name, value in tensors.items()}
-            size = len(next(iter(tensors.values())))
-            for name, value in tensors.items():
-                self.fields[name][place:place + size].copy_(value)
-            place += size
+            if not place:
+                self._take_room(batch, len(dataset), device)
+            place += self._keep(batch, place)
 
-    @staticmethod
-    def _room(name: str, values: Tensor, count: int, device: torch.device) -> Tensor:
-        try:
-            return torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=device)
-        except RuntimeError:  # of a GPU OutOfMemoryError, of a CPU the plain one
-            size = count * values[0].numel() * values.element_size() / 2 ** 30
-            raise UserError(f"--resident: the memory of {device} has no room for {name!r} of {count} items "
-                            f"({size:.1f} GiB): train on fewer, or leave --resident out") from None
+    def _take_room(self, batch: dict[str, Any], count: int, device: torch.device) -> None:
+        for name, values in batch.items():
+            if not isinstance(values, Tensor):
+                self.others[name] = []
+                continue
+            try:
+                self.tensors[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=device)
+            except RuntimeError:  # of a GPU OutOfMemoryError, of a CPU the plain one
+                size = count * values[0].numel() * values.element_size() / 2 ** 30
+                raise UserError(f"--resident: the memory of {device} has no room for {name!r} of {count} items "
+                                f"({size:.1f} GiB): train on fewer, or leave --resident out") from None
+
+    def _keep(self, batch: dict[str, Any], place: int) -> int:
+        """Stores a batch from item `place` on; returns its size."""
+        if batch.keys() != self.tensors.keys() | self.others.keys():
+            raise ValueError(f"items have different fields: {sorted(batch)} from item {place} on")
+        for name, values in batch.items():
+            if name in self.others:
+                self.others[name].extend(values)
+                continue
+            store = self.tensors[name]
+            if values.dtype != store.dtype:
+                raise ValueError(f"items have {name!r} of different types: {values.dtype} from item {place} on")
+            store[place:place + len(values)].copy_(values)
+        return len(next(iter(batch.values())))
 
     def batches(self, order: Iterable[int], size: int) -> Iterator[dict[str, Any]]:
         """Batches of `size` items in the given order; what is left at the end is dropped, as DataLoader's drop_last."""
@@ -56,8 +73,10 @@ class ResidentItems:
         for index in order:
             chosen.append(index)
             if len(chosen) == size:
-                yield self._pick(torch.tensor(chosen))
+                yield self._pick(chosen)
                 chosen = []
 
-    def _pick(self, index: Tensor) -> dict[str, Tensor]:
-        return {name: values[index.to(values.device)] for name, values in self.fields.items()}
+    def _pick(self, chosen: list[int]) -> dict[str, Any]:
+        index = torch.tensor(chosen).to(next(iter(self.tensors.values())).device)
+        return {**{name: values[index] for name, values in self.tensors.items()},
+                **{name: [values[place] for place in chosen] for name, values in self.others.items()}}

@@ -125,11 +125,11 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Trains until a limit or an interrupt, validating and saving on the way and at the end."""
         self._set_modes()
+        self.clock_start = time.monotonic() - self.elapsed
         if self.options.resident and self.resident is None:
             log_type = ("progressbar" if self.options.bar else "traditional") if self.world.is_main else "none"
             self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type,
                                           start_worker)
-        self.clock_start = time.monotonic() - self.elapsed
         self.saved_at = self.elapsed
         self.display = report.TrainingDisplay(self.options.bar and self.world.is_main, self.world.is_main)
         self.writer = self._open_writer()

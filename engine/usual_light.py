@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import LIGHT_SIZE, FaceCode
+from utils.errors import UserError
 
 LIGHT_TRUST = 0.25  # share of the way from the usual light to the encoder's; brightness and colour are believed
 
@@ -39,7 +40,17 @@ def lead_back(light: Tensor, usual: Tensor, trust: float = LIGHT_TRUST) -> Tenso
 
 
 def usual_light_of(metadata: Mapping[str, Any]) -> Tensor | None:
-    """The usual light (27,) of a stored encoder, if it is known; metadata as `models.weights.load_encoder` returns."""
+    """The usual light (27,) of a stored encoder, if it is known; metadata as `models.weights.load_encoder` returns.
+
+    Raises:
+        UserError: it is no such light.
+    """
     inner = metadata.get("metadata") or {}
     values = metadata.get("usual_light", inner.get("usual_light"))
-    return None if values is None else torch.tensor(values, dtype=torch.float32)
+    if values is None:
+        return None
+    light = torch.as_tensor(values, dtype=torch.float32)
+    if light.shape != (LIGHT_SIZE,) or not light.isfinite().all():
+        raise UserError(f"the encoder's file says usual_light {str(values)[:60]}, which are not {LIGHT_SIZE} finite "
+                        "numbers: train it further, or use another")
+    return light

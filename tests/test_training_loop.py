@@ -22,6 +22,7 @@ from engine.encoder_stage import EncoderStage, Geometry
 from engine.inpainter_stage import InpainterStage
 from engine.occlusion_stage import OcclusionStage
 from engine.optimisation import LearningRate, MovingAverage, build_optimiser, face_generators, restore_optimiser
+from engine.resident import ResidentItems
 from engine.training import Trainer, TrainingOptions
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
@@ -104,16 +105,31 @@ def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
             asked.append(index)
             return super().__getitem__(index)
 
-    states = []
+    states, random = [], []
     for resident in (False, True):
         trainer = make_trainer(tmp_path / str(resident), make_stage("encoder"), faces=7, max_steps=5, resident=resident)
         trainer.train_set = Counted(7)
         asked.clear()
+        torch.manual_seed(5)
         trainer.run()
         states.append(all_tensors(trainer))
+        random.append(trainer.state()["random"]["torch"])
     assert asked == list(range(7))
+    assert torch.equal(*random)
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_resident_items_keep_all_fields_and_must_have_the_same():
+    faces = SmallFaces(5)
+    batch = next(ResidentItems(faces, torch.device("cpu")).batches([4, 1, 3], 2))
+    expected = default_collate([faces[4], faces[1]])
+    assert batch.keys() == expected.keys() and batch["name"] == expected["name"]
+    assert all(torch.equal(batch[name], value) for name, value in expected.items() if isinstance(value, torch.Tensor))
+    whole, plain = [{"x": torch.zeros(2), "y": torch.ones(1)}] * 64, {"x": torch.zeros(2)}
+    for other in ([plain], [{**plain, "y": torch.ones(1, dtype=torch.float64)}], [{**whole[0], "z": torch.ones(1)}]):
+        with pytest.raises(ValueError, match="different"):
+            ResidentItems(whole + other, torch.device("cpu"))
 
 
 def test_a_training_set_too_large_to_be_resident_is_told(tmp_path, monkeypatch):
@@ -247,6 +263,29 @@ def test_what_validation_measured_is_kept_when_resuming(tmp_path):
     resumed.restore(tmp_path / "kept.pth")
     assert resumed.state()["metadata"]["frame_trust"] == 0.75
     assert resumed.state()["metadata"]["usual_light"] == [0.5] * 27
+
+
+def test_usual_light_is_the_mean_of_what_the_encoder_says_and_of_its_mirror_image():
+    class Lit(SmallEncoder):
+        def forward(self, image):
+            hidden = (image == 0).all(1).flatten(1).any(1)  # a masked image says 3 more
+            code = super().forward(image)
+            return code._replace(light=torch.arange(27.0) + 3 * hidden[:, None])
+
+    stage = make_stage("encoder")
+    stage.networks["encoder"] = Lit().eval()
+    faces = SmallFaces(4)
+    statistics = 0
+    with torch.no_grad():
+        for first in (0, 2):
+            batch = default_collate([faces[first], faces[first + 1]])
+            statistics = statistics + stage.validate(stage.networks, batch, face_generators((1,), range(first, first + 2)),
+                                                     nullcontext)
+    stage.score(statistics)
+    expected = torch.arange(27.0) + 1.5
+    expected[[3, 6, 7, 12, 15, 16, 21, 24, 25]] = 0
+    torch.testing.assert_close(torch.tensor(stage.usual_light), expected)
+    assert stage.metadata()["usual_light"] == stage.usual_light
 
 
 def test_other_settings_are_told_when_resuming(tmp_path, capsys):

@@ -11,6 +11,7 @@ from engine import build
 from engine.usual_light import LIGHT_TRUST, UsualLight, lead_back, usual_light_of
 from models.lighting import shade_maps
 from utils import checkpoints, config
+from utils.errors import UserError
 
 from engine_samples import SmallEncoder
 
@@ -69,3 +70,6 @@ def test_usual_light_is_found_in_both_kinds_of_files():
     assert usual_light_of({"source": "published"}) is None
     for metadata in ({"usual_light": [1.0] * 27}, {"metadata": {"usual_light": [1.0] * 27}}):
         assert torch.equal(usual_light_of(metadata), torch.ones(27))
+    for wrong in ([1.0] * 26, [float("nan")] * 27):
+        with pytest.raises(UserError, match="usual_light"):
+            usual_light_of({"usual_light": wrong})
