@@ -24,7 +24,7 @@ from models.completion import MIN_FACE
 from models.occlusion import FACE
 from utils import files
 from utils.errors import UserError
-from utils.images import write_image
+from utils.images import read_mask, write_image
 from utils.logging import note, progress, warning
 
 METHOD = "3DFaceFill"
@@ -46,12 +46,15 @@ class CompletesFaces(Protocol):
 class EvaluationOptions:
     """source: "random" (fixed by seed and name), "file" (from `masks`) or "occlusion" (predicted, no scores).
 
-    resolution: 256, the whole aligned crop, or 224, its centre window. world: the processes that share the faces.
+    regions: folder of face regions for the mask/face ratio and random holes, NAME.png; without, the dataset's labels or
+    the net's. resolution: 256, the whole aligned crop, or 224, its centre window. world: the processes that share the
+    faces.
     """
 
     folder: Path
     source: str = "random"
     masks: MaskFolder | None = None
+    regions: Path | None = None
     resolution: int = CROP_SIZE
     seed: int = 0
     world: World = ALONE
@@ -150,7 +153,11 @@ class Evaluator:
         return slice(offset, offset + self.options.resolution)
 
     def _face(self, image: Tensor, batch: Mapping[str, Any]) -> np.ndarray:
-        """The face of each crop, bool (B, 256, 256): the dataset's labels, else the net's on the unmasked image."""
+        """The face of each crop, bool (B, 256, 256): as given, or by the dataset's labels, or else by the net's on the
+        unmasked image."""
+        if self.options.regions:
+            return np.stack([read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
+                             for name in batch["name"]])
         if "labels" in batch:
             return (batch["labels"] == FACE).numpy()
         return (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
@@ -285,8 +292,8 @@ def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[st
     completion = build.build_completion(settings, world.device)
     lpips, lpips_missing = open_lpips(world.device)
     options = EvaluationOptions(
-        folder=folder, source=source, masks=masks, resolution=settings.resolution[0], seed=settings.manual_seed,
-        world=world, workers=settings.nthreads,
+        folder=folder, source=source, masks=masks, regions=build.face_folder(settings),
+        resolution=settings.resolution[0], seed=settings.manual_seed, world=world, workers=settings.nthreads,
         save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
     results = Evaluator(dataset, completion, options, lpips).run()
     if not world.is_main:

@@ -241,6 +241,22 @@ def test_masks_beside_another_size(tmp_path, completion):
     assert results.ratios == [1.0]
 
 
+def test_ratio_and_random_holes_are_of_the_given_regions(tmp_path, completion):
+    region = np.zeros((256, 256), np.uint8)
+    region[100:180, 90:170] = 255
+    for name in ("face_0", "face_1"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), region)
+    given = EvaluationOptions(tmp_path / "out", regions=tmp_path, log_type="traditional")
+    plain = EvaluationOptions(tmp_path / "plain", log_type="traditional")
+    found, before = (Evaluator(SmallFaces(2), completion, options, None).run() for options in (given, plain))
+    holes = [fixed_hole(0, name, region > 0) for name in found.names]
+    assert found.ratios == [pytest.approx((hole & (region > 0)).sum() / (region > 0).sum()) for hole in holes]
+    assert found.ratios != before.ratios
+    (tmp_path / "face_1.png").unlink()
+    with pytest.raises(UserError, match="face_1.png"):
+        Evaluator(SmallFaces(2), completion, given, None).run()
+
+
 def test_the_2d_baseline_refuses_the_window():
     """224 pixels are no multiple of what its network needs."""
     with pytest.raises(UserError, match="--resolution"):

@@ -93,8 +93,8 @@ OPTIONS = {
                most=0.99),
         Option("annotations", "path", None, "--eval --stage encoder: JSON {NAME: {\"landmarks68\": [[x, y], ...]}} (or "
                "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
-        Option("face_dir", "path", None, "--eval --stage encoder and occlusion: folder with one NAME.png per face of "
-               "--dataroot, 255 = the face's region"),
+        Option("face_dir", "path", None, "--eval: folder with one NAME.png per face of --dataroot, 255 = the "
+               "face's region, of which the hole is a share"),
         Option("resolution", "size", [256, 256], "[256,256] completes the whole aligned crop, [224,224] the centre "
                "window that the networks see"),
     ],
