@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from models.encoder import LIGHT_SIZE, FaceCode
 from utils.errors import UserError
 
-LIGHT_TRUST = 0.25  # share of the way from the usual light to the encoder's; brightness and colour are believed
+# Share of the way from the usual light to the encoder's. Constant terms, brightness and colour, are the encoder's; to
+# take the usual ones in proportion to them made no difference (docs/training.md).
+LIGHT_TRUST = 0.25
 
 
 class UsualLight(nn.Module):
