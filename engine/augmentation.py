@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from models.lighting import ODD_IN_X
 
 CENTRE = (WINDOW_SIZE - 1) / 2
 CALM = 0.25
@@ -86,7 +87,7 @@ class Similarity:
         """
         band = light.reshape(-1, 3, 9)
         signs = torch.ones(9, device=light.device)
-        signs[[3, 6, 7]] = -1  # odd in x
+        signs[ODD_IN_X] = -1
         band = torch.where(self.mirror[:, None, None], band * signs, band)
         c1, s1 = self.angle.cos()[:, None], self.angle.sin()[:, None]
         c2, s2 = (2 * self.angle).cos()[:, None], (2 * self.angle).sin()[:, None]

@@ -21,7 +21,7 @@ from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
 from engine.training_holes import Shapes, rectangles_on
 from models.encoder import LIGHT_SIZE
-from models.lighting import MIN_SHADE
+from models.lighting import MIN_SHADE, ODD_IN_X
 from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
 from models.renderer import project, rotation
@@ -29,7 +29,6 @@ from models.renderer import project, rotation
 VERTICES = 900  # compared besides the landmarks; all of them would only cost time
 OUTER_EYES = (36, 45)  # of the 68 iBUG landmarks; their distance is the unit of the landmark error
 TRUSTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of `engine.framing.settle` that validation tries
-ODD_IN_X = (3, 6, 7)  # of the nine spherical-harmonics functions
 TYPICAL_SCALE = 1e-3  # half the encoder's range
 HOLE_SHARES = {"none": 0.25, "rectangle": 0.5, "blobs": 0.15, "occluder": 0.1}  # of the training images
 # Faces whose crops stay about as the aligner made them. Where a hole leaves little to see, the frame says most about a

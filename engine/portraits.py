@@ -25,6 +25,7 @@ from engine.encoder_stage import crop_landmarks, window
 from engine.training import start_worker
 from engine.turning import random_turn, turn_head
 from models.encoder import FaceCode
+from models.lighting import ODD_IN_X
 from models.morphable import MorphableModel
 from models.occlusion import BACKGROUND, FACE, OCCLUSION
 from models.renderer import project
@@ -44,8 +45,6 @@ SHAPE_SIGMA = {5: 0.3, 68: 1.0}
 ANGLE_SIGMA = 0.04  # of pi / 2
 SCALE_SIGMA = 0.05  # relative
 SHIFT_SIGMA = 0.05  # of 112 px
-# The spherical-harmonics functions that are odd in x, of each channel's nine.
-_ODD = [3, 6, 7]
 
 
 class Portraits(Dataset):
@@ -255,7 +254,7 @@ def mirror_code(code: FaceCode, geometry: nn.Module) -> FaceCode:
     pose = code.pose * torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0])
     pose[:, 3] -= 2 / WINDOW_SIZE  # column c becomes 223 - c, and the code counts halves of 224
     signs = torch.ones(9)
-    signs[_ODD] = -1
+    signs[ODD_IN_X] = -1
     return code._replace(shape=code.shape * geometry.parity + geometry.offset, pose=pose,
                          light=code.light * signs.repeat(3))
 

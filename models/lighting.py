@@ -10,6 +10,7 @@ import math
 import torch
 
 MIN_SHADE = 0.5
+ODD_IN_X = [3, 6, 7]  # of the nine functions: a mirror image turns their sign
 ALBEDO_CENTRE = 1.0  # subtracted from albedo to reach the inpainter's range
 
 _BAND_0 = 1 / math.sqrt(4 * math.pi)
