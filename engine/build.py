@@ -361,7 +361,7 @@ def build_encoder(settings: Any, device: torch.device):
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
     """
-    encoder, model, definition = _load_geometry(settings)
+    encoder, model, definition = _load_geometry(settings, completes=False)
     encoder = encoder.to(device)
     if settings.compile:
         from engine.compilation import compile_networks
