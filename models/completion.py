@@ -17,7 +17,7 @@ from torch import nn
 
 import zbuffer
 from models import lighting
-from models.blending import blend, fill_beside, from_uint8, keep_grey, to_uint8
+from models.blending import blend, fill_beside, from_uint8, keep_grey, least_around, to_uint8
 from models.encoder import FaceCode
 from models.grain import match_grain
 from models.layers import compute_in
@@ -273,7 +273,8 @@ def visible_face(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     probability (B, 1, H, W) that it is face; hole (B, 1, H, W) bool. Its least value at the pixel and its neighbours
     (the outlines of face and hole are mixed with hair, glasses and background), to the power TRUST_POWER.
     """
-    return (-F.max_pool2d(-probability * ~hole, 2 * FACE_RIM + 1, 1, FACE_RIM)) ** TRUST_POWER
+    return least_around(probability * ~hole, FACE_RIM) ** TRUST_POWER
+
 
 
 def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:

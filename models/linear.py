@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.blending import pull_push
+from models.blending import least_around, pull_push
 from models.inpainter import Inpainting
 from models.morphable import UV_HEIGHT, UV_WIDTH, mirror_uv
 
@@ -79,7 +79,7 @@ class LinearInpainter(nn.Module):
             return torch.zeros_like(visible, dtype=torch.float32).expand(-1, 3, -1, -1)
         hidden = (visible <= 0).float()
         hidden = hidden * mirror_uv(hidden)
-        near = -F.max_pool2d(-hidden, 2 * EYE_RIM + 1, 1, EYE_RIM)
+        near = least_around(hidden, EYE_RIM)
         return EYE_GAIN * F.avg_pool2d(near, 2 * EYE_RIM + 1, 1, EYE_RIM) * hidden * self.eyes
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Ten
     coarse = enlarge(blur(reduced_misfit, weight, DETAIL_SIGMA))
     size = enlarge(blur(reduced_misfit.square().mean(1, keepdim=True), weight, MISFIT_SIGMA))
     trusted = (1 + size / DETAIL_OUTLIER ** 2) ** -2
-    inner = -F.max_pool2d(-known, 2 * DETAIL_RIM + 1, 1, DETAIL_RIM)
+    inner = least_around(known, DETAIL_RIM)
     return (misfit - coarse) * trusted * inner
 
 

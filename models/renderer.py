@@ -18,6 +18,7 @@ from torch import nn
 import zbuffer
 from models import lighting
 from models.morphable import UV_HEIGHT, UV_WIDTH, MorphableModel
+from zbuffer import surface
 
 WINDOW_SIZE = 224  # pixels; the pose's translation is relative to this window
 VISIBILITY_TOLERANCE = 1000.0  # micrometres of depth by which a texel facing the camera may disagree with the z-buffer
@@ -63,6 +64,8 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor, incident: "I
 
     triangles (T, 3), counter-clockwise seen from outside. incident: their `Incidence`, if it is known.
     """
+    if surface.usable(vertices):
+        return surface.vertex_normals(vertices, triangles)
     corners = [vertices.index_select(1, triangles[:, k]) for k in range(3)]
     weighted = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0], dim=-1)  # length: twice the area
     incident = incident or Incidence.of(triangles, vertices.shape[1])
@@ -78,7 +81,7 @@ class Incidence(NamedTuple):
     @classmethod
     def of(cls, triangles: torch.Tensor, vertex_count: int) -> "Incidence":
         """Of triangles (T, 3)."""
-        corners = triangles.flatten()
+        corners = triangles.long().flatten()
         counts = torch.zeros(vertex_count, dtype=torch.int64, device=corners.device)
         counts.index_add_(0, corners, torch.ones_like(corners))
         return cls(corners.argsort(stable=True) // 3, counts.cumsum(0) - counts)
@@ -180,7 +183,7 @@ class Renderer(nn.Module):
     def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Unit camera-space normals on the UV map, 0 outside: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256)."""
         incident = Incidence(self.incident_triangles, self.incident_first)
-        normals = rotate(vertex_normals(vertices, self.morphable.triangles, incident), pose)
+        normals = rotate(vertex_normals(vertices, self.triangles, incident), pose)
         return self._to_map(_unit(self._at_texels(normals)))
 
     def uv_shade(self, normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
@@ -207,8 +210,13 @@ class Renderer(nn.Module):
         mixed with what lies behind, are visible.
         """
         batch, height, width = raster.mask.shape
-        rows, columns, depth = self._at_texels(positions).unbind(-1)  # (B, N) each
+        texels = self._at_texels(positions)
         steepness = normals[:, 2].flatten(1).index_select(1, self.texels)
+        if surface.usable(positions, texels, steepness, raster.depth) and min(height, width) > 1:
+            tolerance = surface.Tolerance(VISIBILITY_TOLERANCE, STEEPEST, NEGLIGIBLE_WEIGHT)
+            visible = surface.visible_texels(positions, self.triangles, raster, texels, steepness, tolerance)
+            return self._to_map(visible[..., None])
+        rows, columns, depth = texels.unbind(-1)  # (B, N) each
         visible = (steepness > 0) & (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
         tolerance = VISIBILITY_TOLERANCE / steepness.clamp(min=STEEPEST)
         planes = [part.flatten() for part in self._planes(positions, raster)]
@@ -217,11 +225,11 @@ class Renderer(nn.Module):
         first = torch.arange(0, batch * height * width, height * width, device=positions.device)[:, None]
         first_pixel = (first + top * width + left).flatten()
         pixels = torch.stack([first_pixel + step for step in (0, 1, width, width + 1)]).flatten()
-        surface, per_row, per_column = (part.index_select(0, pixels).view(4, *rows.shape) for part in planes)
+        shown, per_row, per_column = (part.index_select(0, pixels).view(4, *rows.shape) for part in planes)
         below, beside = rows - top, columns - left
-        surface = torch.addcmul(surface, per_row, torch.stack([below, below, below - 1, below - 1]))
-        surface = torch.addcmul(surface, per_column, torch.stack([beside, beside - 1, beside, beside - 1]))
-        agrees = (surface - depth).abs() <= tolerance  # false where the pixel is empty
+        shown = torch.addcmul(shown, per_row, torch.stack([below, below, below - 1, below - 1]))
+        shown = torch.addcmul(shown, per_column, torch.stack([beside, beside - 1, beside, beside - 1]))
+        agrees = (shown - depth).abs() <= tolerance  # false where the pixel is empty
         above, left_of = 1 - below, 1 - beside
         share = torch.stack([above * left_of, above * beside, below * left_of, below * beside])
         visible &= (agrees | (share <= NEGLIGIBLE_WEIGHT)).all(0)
@@ -264,6 +272,9 @@ class Renderer(nn.Module):
 
     def render_covered(self, uv_map: torch.Tensor, raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`render` and :meth:`coverage` at once, for little more than one of them."""
+        if surface.usable(uv_map, raster.barycentrics):
+            layout = surface.UVLayout(self.nearest_texel, self.uv_mask, self.corner_uv, self.textured)
+            return surface.draw(uv_map, layout, raster)
         # With two dimensions PyTorch selects ten times as fast as with three.
         filled = uv_map.flatten(2).flatten(0, 1).index_select(1, self.nearest_texel).view(uv_map.shape)
         on_face = self.uv_mask.to(filled.dtype).expand(len(filled), 1, -1, -1)

@@ -49,6 +49,7 @@ from models.morphable import MorphableModel  # noqa: E402
 from utils import checkpoints, config, images  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.logging import progress  # noqa: E402
+from zbuffer import surface  # noqa: E402
 
 SECONDS = 20.0  # of processor time that a case may take
 PATIENCE = 10  # times as long by the clock: for cases that wait for something, on a machine that is busy
@@ -365,6 +366,28 @@ def fuzz_meshes(rng: Rng, folder: Path) -> None:
     for name in ("triangle", "depth", "barycentrics", "mask"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert not found.barycentrics.isnan().any() and not found.depth.isnan().any()
+    if vertices.dtype == torch.float32 and min(size) > 1:
+        ask_surface(rng, vertices, triangles, found)
+
+
+def ask_surface(rng: Rng, vertices: torch.Tensor, triangles: torch.Tensor, raster: zbuffer.Rasterization) -> None:
+    """What the renderer asks of a mesh besides, with texels anywhere."""
+    normals = surface.vertex_normals(vertices, triangles)
+    lengths = normals.norm(dim=-1)
+    assert ((lengths < 1e-6) | ((lengths - 1).abs() < 1e-3) | ~normals.isfinite().all(-1)).all()
+    texels = rng.uniform(-5, 45, (len(vertices), 30, 3))
+    bad = rng.random(texels.shape) < 0.1
+    texels[bad] = rng.choice(NUMBERS, bad.sum())
+    texels, cosine = torch.from_numpy(texels).float(), torch.from_numpy(rng.uniform(-1, 1, (len(vertices), 30))).float()
+    visible = surface.visible_texels(vertices, triangles, raster, texels, cosine, surface.Tolerance(1.0, 0.25, 1e-3))
+    assert not visible[(cosine <= 0) | ~texels.isfinite().all(-1)].any()
+    corners = torch.from_numpy(rng.uniform(-3, 12, (len(triangles), 6))).float()
+    layout = surface.UVLayout(torch.arange(80).view(8, 10), torch.from_numpy(rng.random((8, 10)) < 0.7), corners,
+                              torch.from_numpy(rng.random(len(triangles)) < 0.8))
+    maps = torch.ones(len(vertices), int(rng.integers(0, 6)), 8, 10)
+    image, coverage = surface.draw(maps, layout, raster)
+    assert not (coverage[:, 0] & ~raster.mask).any()
+    assert ((image - coverage.float()).abs() < 1e-5).all()
 
 
 TARGETS: dict[str, Callable[[Rng, Path], None]] = {

@@ -17,7 +17,7 @@ import zbuffer
 from zbuffer import backends, native
 
 ROOT = Path(__file__).resolve().parent.parent
-HAS_CPU_UNIT = not isinstance(backends._library("cpu"), native.BuildError)
+HAS_CPU_UNIT = not isinstance(backends.load("cpu"), native.BuildError)
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(not HAS_CPU_UNIT, reason="no C++ compiler"))]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 

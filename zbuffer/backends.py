@@ -41,7 +41,7 @@ def run(vertices, triangles, height, width, cull, backend):
 
 def _best_backend(device):
     for candidate in ("cuda", "cpu") if device == "cuda" else ("cpu",):
-        library = _library(candidate)
+        library = load(candidate)
         if not isinstance(library, native.BuildError):
             return candidate
         slower = "the CPU" if candidate == "cuda" else "the slow PyTorch reference"
@@ -55,7 +55,7 @@ def _warn_once(key, message):
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _library(unit):
+def load(unit):
     """The loaded library "cpu" or "cuda", or the error why there is none; tried once per process."""
     with _lock:
         if unit not in _libraries:
@@ -80,15 +80,11 @@ def _run_reference(vertices, triangles, height, width, cull):
 
 
 def _run_compiled(unit, vertices, triangles, height, width, cull):
-    library = _library(unit)
+    library = load(unit)
     if isinstance(library, native.BuildError):
         raise library
-    if triangles.dtype == torch.int64 and triangles.numel() and (
-            triangles.amax() >= 2**31 or triangles.amin() < 0):  # would wrap around below
-        bad = triangles[(triangles < 0) | (triangles >= 2**31)][0]
-        _raise_bad_index(int(bad), vertices.shape[1])
+    triangles = as_int32(triangles, vertices.shape[1])
     vertices = vertices.detach().contiguous()
-    triangles = triangles.to(torch.int32).contiguous()
     items = vertices.shape[0]
     triangle = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
     depth = vertices.new_empty((items, height, width))
@@ -107,15 +103,23 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
         code = function(*arguments, ctypes.c_int64(vertices.device.index), _pointer(keys), *outputs, text,
                         ctypes.c_int64(len(text)))
         message = text.value.decode(errors="replace")
-    _check_code(code, message, triangles, vertices.shape[1])
+    check_code(code, message, triangles, vertices.shape[1])
     return triangle, depth, barycentrics
+
+
+def as_int32(triangles, vertex_count):
+    """Triangles as the compiled functions take them; ValueError where an index would wrap around."""
+    if triangles.dtype == torch.int64 and triangles.numel() and (triangles.amax() >= 2**31 or triangles.amin() < 0):
+        bad = triangles[(triangles < 0) | (triangles >= 2**31)][0]
+        _raise_bad_index(int(bad), vertex_count)
+    return triangles.to(torch.int32).contiguous()
 
 
 def _pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _check_code(code, message, triangles, vertex_count):
+def check_code(code, message, triangles, vertex_count):
     if code == OUT_OF_MEMORY:
         raise MemoryError("zbuffer: not enough memory for the images' keys")
     if code == CUDA_ERROR:

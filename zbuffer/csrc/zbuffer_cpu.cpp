@@ -23,6 +23,8 @@
 
 namespace {
 
+#include "surface.h"
+
 constexpr int64_t kSuccess = -1;
 constexpr int64_t kFailure = -2;
 constexpr int64_t kSmallestSlice = 131072;  // triangles; below this a further thread begins too late to be of use
@@ -344,4 +346,74 @@ extern "C" int64_t zbuffer_rasterize_double(const double* vertices, const int32_
                                             double* depth, double* barycentrics) {
   return guarded(vertices, triangles, items, vertex_count, triangle_count, height, width, cull, threads, index, depth,
                  barycentrics);
+}
+
+// What is asked of a mesh around its z-buffer (surface.h), for each of so many items. All return kSuccess or kFailure; or
+// the position in `triangles` of an index that is no vertex.
+namespace {
+
+int64_t bad_index(const int32_t* triangles, int64_t triangle_count, int64_t vertex_count) {
+  Job<float> job{};
+  job.triangles = triangles, job.triangle_count = triangle_count, job.vertex_count = vertex_count;
+  return first_bad_index(job, best_kernel<float>(std::max(vertex_count, triangle_count)));
+}
+
+template <typename Task>
+int64_t for_each_item(int64_t items, int64_t threads, const Task& task) {
+  try {
+    run_tasks(items, std::max<int64_t>(threads, 1), task);
+    return kSuccess;
+  } catch (const std::exception&) {
+    return kFailure;
+  }
+}
+
+}  // namespace
+
+extern "C" int64_t surface_vertex_normals(const float* vertices, const int32_t* triangles, int64_t items,
+                                          int64_t vertex_count, int64_t triangle_count, int64_t threads,
+                                          float* normals) {
+  const int64_t bad = bad_index(triangles, triangle_count, vertex_count);
+  if (bad != kSuccess) return bad;
+  return for_each_item(items, threads, [&](int64_t item) {
+    const int64_t first = 3 * item * vertex_count;
+    surface::vertex_normals({vertices + first, triangles, vertex_count, triangle_count}, normals + first);
+  });
+}
+
+extern "C" int64_t surface_visible_texels(const float* vertices, const int32_t* triangles, int64_t items,
+                                          int64_t vertex_count, int64_t triangle_count, int64_t threads,
+                                          int64_t height, int64_t width, const int64_t* triangle, const float* depth,
+                                          float depth_tolerance, float steepest, float negligible, int64_t texel_count,
+                                          const float* texels, const float* cosine, uint8_t* visible) {
+  const int64_t bad = bad_index(triangles, triangle_count, vertex_count);
+  if (bad != kSuccess) return bad;
+  const int64_t pixels = height * width;
+  return for_each_item(items, threads, [&](int64_t item) {
+    const surface::Picture picture{height, width, triangle + item * pixels, depth + item * pixels, nullptr};
+    const std::unique_ptr<surface::Slope[]> slope(new surface::Slope[pixels]);
+    surface::slopes({vertices + 3 * item * vertex_count, triangles, vertex_count, triangle_count}, picture,
+                    slope.get());
+    surface::visible_texels(picture, slope.get(), {depth_tolerance, steepest, negligible},
+                            texels + 3 * item * texel_count, cosine + item * texel_count, texel_count,
+                            visible + item * texel_count);
+  });
+}
+
+extern "C" int64_t surface_draw(const float* maps, int64_t items, int64_t channels, int64_t map_height,
+                                int64_t map_width, const int64_t* nearest, const uint8_t* on_face,
+                                const float* corners, const uint8_t* textured, int64_t triangle_count,
+                                int64_t threads, int64_t height, int64_t width, const int64_t* triangle,
+                                const float* barycentrics, float* images, uint8_t* coverage) {
+  const int64_t pixels = height * width, texels = map_height * map_width, stride = channels + 1;
+  return for_each_item(items, threads, [&](int64_t item) {
+    const surface::Map map{channels,  map_height, map_width, maps + item * channels * texels, nearest, on_face,
+                           corners,   textured};
+    const surface::Picture picture{height, width, triangle + item * pixels, nullptr, barycentrics + 3 * item * pixels};
+    const std::unique_ptr<float[]> interleaved(new float[texels * stride]);
+    surface::interleave(map, stride, interleaved.get());
+    const auto draw = stride == 4 ? surface::draw<4> : surface::draw<0>;
+    draw(map, picture, triangle_count, interleaved.get(), stride, images + item * channels * pixels,
+         coverage + item * pixels);
+  });
 }

@@ -1,0 +1,139 @@
+"""The compiled questions to a mesh give what their definition in PyTorch gives (models/renderer.py)."""
+from __future__ import annotations
+
+import engine_samples
+import face_samples
+import pytest
+import torch
+
+from models.morphable import MorphableModel
+from models.renderer import Renderer, project, vertex_normals
+from zbuffer import backends, native, surface
+
+pytestmark = pytest.mark.skipif(isinstance(backends.load("cpu"), native.BuildError), reason="no C++ compiler")
+ROUNDING = 1e-4  # of texels and pixels may fall on the other side of a limit
+YAWS = (-50, 0, 35)
+
+
+@pytest.fixture(scope="module", params=["built-in", "small"])
+def renderer(request):
+    if request.param == "built-in":
+        return Renderer(face_samples.morphable())
+    return Renderer(MorphableModel(engine_samples.small_definition()))
+
+
+@pytest.fixture(scope="module")
+def scene(renderer):
+    """(vertices, pose, positions, raster) of three views of the mean face."""
+    mean = renderer.morphable.mean
+    vertices = mean.expand(len(YAWS), -1, -1).contiguous()
+    pose = torch.cat([face_samples.pose(yaw=yaw, pitch=yaw / 5) for yaw in YAWS])
+    scale = (80 / mean[:, :2].abs().max()).expand(len(YAWS))
+    positions = project(vertices, scale, pose, 16)
+    return vertices, pose, positions, renderer.rasterize(positions, (256, 256))
+
+
+def in_both_ways(monkeypatch, work):
+    """(result of the compiled path, result of PyTorch); the former must have been taken."""
+    taken = []
+
+    def usable(*tensors):
+        taken.append(surface_usable(*tensors))
+        return taken[-1]
+
+    surface_usable = surface.usable
+    monkeypatch.setattr(surface, "usable", usable)
+    compiled = work()
+    assert taken and all(taken)
+    monkeypatch.setattr(surface, "usable", lambda *tensors: False)
+    return compiled, work()
+
+
+def share_of_difference(ours, theirs):
+    return (ours != theirs).float().mean()
+
+
+def test_vertex_normals(renderer, scene, monkeypatch):
+    ours, theirs = in_both_ways(monkeypatch, lambda: vertex_normals(scene[0], renderer.triangles))
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_vertex_without_an_area_has_no_normal(monkeypatch):
+    vertices = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 0, 0], [9, 9, 9]]])
+    triangles = torch.tensor([[0, 1, 2], [0, 1, 3]])  # the second has none, the last vertex no triangle
+    ours, theirs = in_both_ways(monkeypatch, lambda: vertex_normals(vertices, triangles))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[0], torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]]))
+
+
+def test_visible_texels(renderer, scene, monkeypatch):
+    vertices, pose, positions, raster = scene
+    normals = renderer.uv_normals(vertices, pose)
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.uv_visibility(positions, normals, raster))
+    assert ours.dtype == torch.bool and ours.shape == theirs.shape and 0.2 < theirs.float().mean() < 0.9
+    assert share_of_difference(ours, theirs) <= ROUNDING
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_places_that_are_none(renderer, scene, monkeypatch, value):
+    vertices, pose, positions, _ = scene
+    positions, normals = positions.clone(), renderer.uv_normals(vertices, pose)
+    positions[:, ::3] = value
+    raster = renderer.rasterize(positions, (256, 256))
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.uv_visibility(positions, normals, raster))
+    assert share_of_difference(ours, theirs) <= ROUNDING
+
+
+@pytest.mark.parametrize("size", [(2, 2), (97, 256), (256, 3)])
+def test_pictures_of_any_size(renderer, scene, monkeypatch, size):
+    vertices, pose, positions, _ = scene
+    raster, normals = renderer.rasterize(positions, size), renderer.uv_normals(vertices, pose)
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.uv_visibility(positions, normals, raster))
+    assert share_of_difference(ours, theirs) <= ROUNDING
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3, 5])
+def test_drawn_maps(renderer, scene, monkeypatch, channels):
+    raster = scene[3]
+    maps = torch.rand(len(YAWS), channels, 192, 256, generator=torch.Generator().manual_seed(0))
+    (image, coverage), (image_then, coverage_then) = in_both_ways(
+        monkeypatch, lambda: renderer.render_covered(maps, raster))
+    assert image.shape == (len(YAWS), channels, 256, 256) and coverage.dtype == torch.bool
+    assert share_of_difference(coverage, coverage_then) <= ROUNDING and 0.1 < coverage.float().mean() < 0.9
+    assert (image[(~coverage).expand_as(image)] == 0).all()
+    both = (coverage & coverage_then).expand_as(image)
+    assert not channels or (image - image_then)[both].abs().max() < 2e-3  # white noise: rounding of the place shows
+
+
+def test_an_item_does_not_depend_on_the_batch_or_the_threads(renderer, scene):
+    vertices, pose, positions, raster = scene
+    normals, maps = renderer.uv_normals(vertices, pose), torch.rand(len(YAWS), 3, 192, 256)
+    together = (vertex_normals(vertices, renderer.triangles), renderer.uv_visibility(positions, normals, raster),
+                *renderer.render_covered(maps, raster))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for item in range(len(YAWS)):
+            part, one = slice(item, item + 1), type(raster)(*(values[item:item + 1] for values in raster))
+            alone = (vertex_normals(vertices[part], renderer.triangles),
+                     renderer.uv_visibility(positions[part], normals[part], one),
+                     *renderer.render_covered(maps[part], one))
+            assert all(torch.equal(whole[part], single) for whole, single in zip(together, alone))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_left_to_pytorch():
+    plain = torch.rand(2)
+    assert surface.usable(plain)
+    assert not surface.usable(plain, plain.double()) and not surface.usable(plain.half())
+    wanted = plain.clone().requires_grad_()
+    assert not surface.usable(wanted)
+    with torch.no_grad():
+        assert surface.usable(wanted)
+
+
+@pytest.mark.parametrize("index", [3, -1, 2 ** 31 - 1, 2 ** 32])
+def test_a_triangle_without_a_vertex_is_an_error(index):
+    with pytest.raises(ValueError, match=f"refer to vertex {index}, but the vertices are 0 to 2"):
+        surface.vertex_normals(torch.rand(1, 3, 3), torch.tensor([[0, 1, 2], [0, index, 2]]))

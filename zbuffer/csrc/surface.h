@@ -1,0 +1,165 @@
+// What is asked of a mesh around its z-buffer, each in one pass over the memory: the normals of its vertices, which texels
+// of a map laid over it an image shows, and the map drawn through it. In float32 and forward only; models/renderer.py says
+// the same in PyTorch, for GPUs and gradients, and is what the results are compared with.
+
+namespace surface {
+
+constexpr float kSmallestSquare = 1e-24f;  // squared length below which a vector has no direction
+
+struct Mesh {
+  const float* vertices;     // (vertex_count, 3) of one item
+  const int32_t* triangles;  // (triangle_count, 3)
+  int64_t vertex_count, triangle_count;
+};
+
+// What the z-buffer says of one image.
+struct Picture {
+  int64_t height, width;
+  const int64_t* triangle;    // (height, width), -1: nothing
+  const float* depth;         // (height, width)
+  const float* barycentrics;  // (height, width, 3)
+};
+
+struct Vector {
+  float x, y, z;
+};
+
+inline Vector between(const float* from, const float* to) { return {to[0] - from[0], to[1] - from[1], to[2] - from[2]}; }
+
+// Twice the triangle's area long.
+inline Vector normal_of(const Mesh& mesh, int64_t triangle) {
+  const int32_t* corners = mesh.triangles + 3 * triangle;
+  const float* first = mesh.vertices + 3 * static_cast<int64_t>(corners[0]);
+  const Vector a = between(first, mesh.vertices + 3 * static_cast<int64_t>(corners[1]));
+  const Vector b = between(first, mesh.vertices + 3 * static_cast<int64_t>(corners[2]));
+  return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+}
+
+// Area-weighted unit normals (vertex_count, 3), 0 where a vertex has no triangle with an area.
+inline void vertex_normals(const Mesh& mesh, float* normals) {
+  std::fill(normals, normals + 3 * mesh.vertex_count, 0.0f);
+  for (int64_t t = 0; t < mesh.triangle_count; ++t) {
+    const Vector normal = normal_of(mesh, t);
+    for (int k = 0; k < 3; ++k) {
+      float* sum = normals + 3 * static_cast<int64_t>(mesh.triangles[3 * t + k]);
+      sum[0] += normal.x;
+      sum[1] += normal.y;
+      sum[2] += normal.z;
+    }
+  }
+  for (float* normal = normals; normal < normals + 3 * mesh.vertex_count; normal += 3) {
+    const float square = normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2];
+    const float length = std::sqrt(square < kSmallestSquare ? kSmallestSquare : square);
+    for (int k = 0; k < 3; ++k) normal[k] /= length;
+  }
+}
+
+// Change of depth per row and per column on the triangle that each pixel shows; 0 where there is none.
+struct Slope {
+  float per_row, per_column;
+};
+
+inline void slopes(const Mesh& mesh, const Picture& picture, Slope* slope) {
+  const uint64_t count = static_cast<uint64_t>(mesh.triangle_count);
+  for (int64_t pixel = 0; pixel < picture.height * picture.width; ++pixel) {
+    slope[pixel] = {0, 0};
+    if (static_cast<uint64_t>(picture.triangle[pixel]) >= count) continue;
+    const Vector normal = normal_of(mesh, picture.triangle[pixel]);
+    slope[pixel] = {-normal.x / normal.z, -normal.y / normal.z};
+  }
+}
+
+struct Tolerance {
+  float depth;       // by which a texel that faces the camera may disagree with the z-buffer
+  float steepest;    // cosine to the camera below which the tolerance grows no more
+  float negligible;  // a pixel with no more weight in a texel's sample does not matter
+};
+
+// Does each of COUNT texels at (row, column, depth), whose cosine to the camera is known, lie on what every pixel of its
+// bilinear sample shows?
+inline void visible_texels(const Picture& picture, const Slope* slope, const Tolerance& allowed, const float* texels,
+                           const float* cosine, int64_t count, uint8_t* visible) {
+  const float last_row = static_cast<float>(picture.height - 1), last_column = static_cast<float>(picture.width - 1);
+  for (int64_t i = 0; i < count; ++i) {
+    const float row = texels[3 * i], column = texels[3 * i + 1], depth = texels[3 * i + 2];
+    visible[i] = 0;
+    if (!(cosine[i] > 0 && row >= 0 && row <= last_row && column >= 0 && column <= last_column)) continue;
+    const float tolerance = allowed.depth / std::max(cosine[i], allowed.steepest);
+    const int64_t top = std::min<int64_t>(static_cast<int64_t>(row), picture.height - 2);
+    const int64_t left = std::min<int64_t>(static_cast<int64_t>(column), picture.width - 2);
+    const float below = row - static_cast<float>(top), beside = column - static_cast<float>(left);
+    bool shown = true;
+    for (int corner = 0; corner < 4 && shown; ++corner) {
+      const int under = corner / 2, right = corner % 2;
+      const float share = (under ? below : 1 - below) * (right ? beside : 1 - beside);
+      const int64_t pixel = (top + under) * picture.width + left + right;
+      const float surface = picture.depth[pixel] + slope[pixel].per_row * (below - under)
+                            + slope[pixel].per_column * (beside - right);
+      shown = share <= allowed.negligible || std::fabs(surface - depth) <= tolerance;
+    }
+    visible[i] = shown;
+  }
+}
+
+// A map (height, width) laid over the mesh. What lies off the face takes the texel NEAREST names.
+struct Map {
+  int64_t channels, height, width;
+  const float* values;      // (channels, height, width)
+  const int64_t* nearest;   // (height, width), of texels on the face
+  const uint8_t* on_face;   // (height, width)
+  const float* corners;     // (triangle_count, 6): row and column in the map of each corner of each triangle
+  const uint8_t* textured;  // (triangle_count): does the map show the triangle there?
+};
+
+// The map's channels side by side, and after them whether the texel is on the face; STRIDE numbers a texel.
+inline void interleave(const Map& map, int64_t stride, float* texels) {
+  const int64_t size = map.height * map.width;
+  for (int64_t i = 0; i < size; ++i) {
+    float* texel = texels + i * stride;
+    for (int64_t channel = 0; channel < map.channels; ++channel) {
+      texel[channel] = map.values[channel * size + map.nearest[i]];
+    }
+    texel[map.channels] = map.on_face[i];
+  }
+}
+
+// Draws the map into IMAGE (channels, height, width), 0 outside COVERAGE (height, width), bilinearly. STRIDE: known to the
+// compiler where it is kStride, which lets it take all channels at once.
+template <int kStride>
+void draw(const Map& map, const Picture& picture, int64_t triangle_count, const float* texels, int64_t stride,
+          float* image, uint8_t* coverage) {
+  const int64_t step = kStride ? kStride : stride, pixels = picture.height * picture.width;
+  std::fill(image, image + map.channels * pixels, 0.0f);
+  std::fill(coverage, coverage + pixels, 0);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const int64_t triangle = picture.triangle[pixel];
+    if (static_cast<uint64_t>(triangle) >= static_cast<uint64_t>(triangle_count) || !map.textured[triangle]) continue;
+    const float* at = map.corners + 6 * triangle;
+    const float* weight = picture.barycentrics + 3 * pixel;
+    float row = at[0] * weight[0] + at[2] * weight[1] + at[4] * weight[2];
+    float column = at[1] * weight[0] + at[3] * weight[1] + at[5] * weight[2];
+    row = std::min(std::max(0.0f, row), static_cast<float>(map.height - 1));  // 0 where it is no number
+    column = std::min(std::max(0.0f, column), static_cast<float>(map.width - 1));
+    const int64_t top = std::min<int64_t>(static_cast<int64_t>(row), map.height - 2);
+    const int64_t left = std::min<int64_t>(static_cast<int64_t>(column), map.width - 2);
+    const float below = row - static_cast<float>(top), beside = column - static_cast<float>(left);
+    const float above = 1 - below, left_of = 1 - beside;
+    const float *first = texels + (top * map.width + left) * step, *under = first + map.width * step;
+    const float shares[4] = {above * left_of, above * beside, below * left_of, below * beside};
+    const auto sample = [&](int64_t channel) {
+      return first[channel] * shares[0] + first[step + channel] * shares[1] + under[channel] * shares[2]
+             + under[step + channel] * shares[3];
+    };
+    float sampled[kStride ? kStride : 1];
+    if constexpr (kStride > 0) {
+      for (int64_t channel = 0; channel < kStride; ++channel) sampled[channel] = sample(channel);
+    }
+    if (!((kStride ? sampled[kStride - 1] : sample(map.channels)) > 0)) continue;
+    coverage[pixel] = 1;
+    for (int64_t channel = 0; channel < map.channels; ++channel) {
+      image[channel * pixels + pixel] = kStride ? sampled[channel] : sample(channel);
+    }
+  }
+}
+
+}  // namespace surface

@@ -1,0 +1,106 @@
+"""What is asked of a mesh around its z-buffer, compiled: each in one pass over the memory, where PyTorch takes many.
+
+Forward only, in float32, on the CPU: ask :func:`usable` first. `models.renderer` says the same in PyTorch, which serves
+everything else and is what the results are compared with (``tests/test_surface.py``); they agree but for rounding.
+Positions, rasters and triangles are as in :mod:`zbuffer`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from . import Rasterization, backends, native
+
+__all__ = ["Tolerance", "UVLayout", "draw", "usable", "vertex_normals", "visible_texels"]
+
+
+class UVLayout(NamedTuple):
+    """How a map of (h, w) texels lies over a mesh."""
+
+    nearest: torch.Tensor
+    """(h, w) int64: for each texel the flat index of the nearest one that lies on the mesh, its own if it does."""
+    on_face: torch.Tensor
+    """(h, w) bool: which texels lie on the mesh."""
+    corners: torch.Tensor
+    """(T, 6) float32: row and column in the map of each triangle's three corners."""
+    textured: torch.Tensor
+    """(T,) bool: triangles that the map shows where ``corners`` says."""
+
+
+class Tolerance(NamedTuple):
+    """When a texel still counts as seen; see `models.renderer.Renderer.uv_visibility`."""
+
+    depth: float
+    """By which a texel facing the camera may disagree with the z-buffer, in its unit."""
+    steepest: float
+    """Cosine to the camera below which the tolerance, which grows with the slope, grows no more."""
+    negligible: float
+    """Weight up to which a pixel of a bilinear sample does not matter."""
+
+
+def usable(*tensors: torch.Tensor) -> bool:
+    """Whether these can be worked on here: float32 on the CPU, no gradient wanted, nothing being traced, and the
+    library compiled."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return plain and not wanted and not isinstance(backends.load("cpu"), native.BuildError)
+
+
+def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
+    """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
+
+    triangles (T, 3), counter-clockwise seen from outside. Raises ValueError if one refers to no vertex.
+    """
+    vertices, triangles = vertices.contiguous(), backends.as_int32(triangles, vertices.shape[1])
+    normals = torch.empty_like(vertices)
+    _call("vertex_normals", triangles, vertices.shape[1], vertices, triangles, len(vertices), vertices.shape[1],
+          len(triangles), torch.get_num_threads(), normals)
+    return normals
+
+
+def visible_texels(positions: torch.Tensor, triangles: torch.Tensor, raster: Rasterization, texels: torch.Tensor,
+                   cosine: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
+    """Which of N texels every pixel of their bilinear sample shows: (B, N) bool.
+
+    positions (B, V, 3) of the mesh and their raster, of at least 2 x 2 pixels; texels (B, N, 3): their positions; cosine
+    (B, N) of their normals to the camera. Raises ValueError if a triangle refers to no vertex.
+    """
+    batch, height, width = raster.triangle.shape
+    positions, triangles = positions.contiguous(), backends.as_int32(triangles, positions.shape[1])
+    visible = torch.empty(texels.shape[:2], dtype=torch.bool)
+    _call("visible_texels", triangles, positions.shape[1], positions, triangles, batch, positions.shape[1],
+          len(triangles), torch.get_num_threads(), height, width, raster.triangle.contiguous(),
+          raster.depth.contiguous(), *tolerance, texels.shape[1], texels.contiguous(), cosine.contiguous(), visible)
+    return visible
+
+
+def draw(maps: torch.Tensor, layout: UVLayout, raster: Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps (B, C, h, w), of at least 2 x 2 texels, seen through the mesh: images (B, C, H, W), 0 outside their coverage
+    (B, 1, H, W) bool, the pixels that show a part of the mesh within a texel of what the map covers."""
+    batch, height, width = raster.triangle.shape
+    channels, map_height, map_width = maps.shape[1:]
+    images = torch.empty((batch, channels, height, width))
+    coverage = torch.empty((batch, 1, height, width), dtype=torch.bool)
+    _call("draw", None, 0, maps.contiguous(), batch, channels, map_height, map_width,
+          *(part.contiguous() for part in layout), len(layout.textured), torch.get_num_threads(), height, width,
+          raster.triangle.contiguous(), raster.barycentrics.contiguous(), images, coverage)
+    return images, coverage
+
+
+def _call(name: str, triangles: torch.Tensor | None, vertex_count: int, *arguments) -> None:
+    """Calls surface_NAME of the compiled library; tensors go as pointers, numbers as int64 or float."""
+    function = getattr(backends.load("cpu"), f"surface_{name}")
+    function.restype = ctypes.c_int64
+    code = function(*map(_argument, arguments))
+    backends.check_code(code, "", triangles, vertex_count)
+
+
+def _argument(value):
+    if torch.is_tensor(value):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
