@@ -29,7 +29,7 @@ HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as m
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
-NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside",), "inpainter2d": _RECIPE,
+NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
               "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
 STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
                  "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses
@@ -525,12 +525,14 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
     weights = dict(settings.loss_options)
-    only_beside = bool(weights.pop("only_beside", 0))
+    only = [part for part in ("beside", "decoder") if weights.pop(f"only_{part}", 0)]
+    if len(only) > 1:
+        raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
     network = fold_for_inference(load_inpainter(settings.recon_ckpt, mirror_uv)[0].eval())
     prior = load_linear(settings.linear_ckpt)[0]
     for model in models:
         model.eyes = prior.eyes  # one portrait's detail, which all completions get
-    return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights, only_beside)
+    return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights, *only)
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

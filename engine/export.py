@@ -7,6 +7,8 @@ well it was trained in the file's metadata. Other networks of the stage, such as
 chosen with --network. A list of sums in the weight file's folder, as checkpoints/SHA256SUMS, is brought up to date.
 With ``--bits 5`` kernels are rounded to so many bits after the leading one, of float16's ten: the file is as long, but
 compresses to two thirds, as in git, which keeps every version (what that costs: docs/training.md, "Rounded weights").
+Kernels that are those of the file to be replaced, because training left them alone, stay as they are: git stores them
+once.
 """
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
     """Writes one network of a training checkpoint as a weight file; returns its metadata.
 
     network: such as "encoder" or "albedo_decoder"; by default the one that the stage is called after.
-    half: store kernels as float16. bits: round them as :func:`rounded` does.
+    half: store kernels as float16. bits: round them as :func:`rounded` does, but for those that the target has already.
 
     Raises:
         UserError: the source is no training checkpoint, or has no such network.
@@ -42,7 +44,9 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
         raise UserError(f"{source}: has no {network}; it holds {', '.join(state['networks'])}")
     metadata = describe(state)
     if bits is not None:
-        weights = {name: rounded(value, bits) for name, value in weights.items()}
+        before = checkpoints.load_weights(target, network)[0] if Path(target).exists() else {}
+        weights = {name: value if name in before and torch.equal(value, before[name].to(value)) else rounded(value, bits)
+                   for name, value in weights.items()}
         metadata["bits"] = bits
     checkpoints.save_weights(target, network, weights, metadata, half=half)
     return metadata

@@ -69,21 +69,22 @@ class RefinerStage(InpainterStage):
 
     completion: FaceCompletion with the frozen encoder and occlusion net. network: the trained inpainter of the mixed
     fill. prior: the linear model of all portraits, for faces that are none. fold_models: those that each leave out a
-    fold; folds: a portrait's name -> its fold. only_beside: train what is beside the face alone; the colours of the
-    face stay as they are.
+    fold; folds: a portrait's name -> its fold. only: what of the refiner is trained: all of it (""); "beside": what draws
+    what is beside the face, whose colours stay as they are; "decoder": that and the decoder, a quarter of the weights.
     """
 
     name = "refiner"
 
     def __init__(self, completion: FaceCompletion, refiner: nn.Module, network: nn.Module, prior: nn.Module,
                  fold_models: Sequence[nn.Module], folds: Mapping[str, int],
-                 weights: Mapping[str, float] | None = None, only_beside: bool = False):
+                 weights: Mapping[str, float] | None = None, only: str = ""):
         completion.inpainter = refiner
         super().__init__(completion, nn.Identity(), {"gan": 0.0})
-        self.only_beside = only_beside
-        if only_beside:
-            refiner.requires_grad_(False)
-            refiner.beside.requires_grad_(True)
+        self.only = only
+        for part in _left_alone(refiner, only):
+            part.requires_grad_(False)
+        if only == "beside":
+            refiner.gain.requires_grad_(False)
         self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}  # none of the inpainter's losses
         self.priors, self.folds = nn.ModuleList([*fold_models, prior]), dict(folds)
         self.network = network
@@ -102,12 +103,12 @@ class RefinerStage(InpainterStage):
             albedo = fill.prior(factors.albedo_in, factors.uv_visible.float()).albedo
             drawn, coverage = self.completion.render_face(albedo, factors.uv_shade, factors.raster)
             completed = blend(masked, hole & coverage, drawn, (coverage & face & ~hole).float())
-        if self.only_beside:
-            fill.refiner.network.eval()  # its singular vectors stay as they are, too
+        for part in _left_alone(fill.refiner, self.only):
+            part.eval()  # their singular vectors stay as they are, too
         with autocast():
             refined = fill.refiner(masked, completed, hole, coverage)
         colour = _smooth_error(refined.face.float() - image, hole & coverage & face)
-        return {"colour": L.guard_pixel(colour.detach() if self.only_beside else colour),
+        return {"colour": L.guard_pixel(colour.detach() if self.only == "beside" else colour),
                 "beside": L.guard_pixel(L.pixel_loss(refined.beside.float(), image, mask=hole & ~face & ~occluder)),
                 "odds": L.guard_pixel(_odds_loss(refined.odds, face, hole, coverage & ~occluder))}, None
 
@@ -125,6 +126,13 @@ class RefinerStage(InpainterStage):
             return super()._complete(inpainter.prior, image, hole)
         finally:
             self.completion.refiner = None
+
+
+def _left_alone(refiner: nn.Module, only: str) -> list[nn.Module]:
+    """The parts of a `models.refiner.Refiner` that do not learn, if `only` this does."""
+    network = refiner.network
+    return {"": [], "beside": [network],
+            "decoder": [network.direct, network.mirrored, network.down, network.middle]}[only]
 
 
 def _smooth_error(difference: Tensor, known: Tensor) -> Tensor:

@@ -228,6 +228,11 @@ def test_export(tmp_path):
     coarse, metadata = checkpoints.load_weights(tmp_path / "rounded.pth", "occlusion")
     assert torch.equal(coarse["weight"], export.rounded(averaged["weight"], 2)) and metadata["bits"] == 2
     assert torch.equal(coarse["bias"], averaged["bias"])
+    averaged["weight"] = averaged["weight"].half().float()
+    checkpoints.save(tmp_path / "best.pth", state)
+    checkpoints.save_weights(tmp_path / "before.pth", "occlusion", averaged, {})
+    export.export(tmp_path / "best.pth", tmp_path / "before.pth", bits=2)  # what did not change is not rounded
+    assert torch.equal(checkpoints.load_weights(tmp_path / "before.pth", "occlusion")[0]["weight"], averaged["weight"])
     with pytest.raises(UserError, match="albedo_decoder"):
         export.export(tmp_path / "best.pth", tmp_path / "weights.pth", "albedo_decoder")
     with pytest.raises(UserError, match="not a training checkpoint"):
