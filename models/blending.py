@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from zbuffer import backends, pyramid
+
 RELAXATIONS = 4  # smoothing sweeps per pyramid level
 GREY = 6 / 127.5  # difference of an image's channels up to which a pixel counts as grey
 COLOURED_SHARE = 0.005  # of the visible pixels; a grey photograph has no more that are not
@@ -83,6 +85,8 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None
     height, width = values.shape[-2:]
     if max(height, width) == 1:
         return values * (weight > 0)
+    if backends.usable(values, weight):
+        return pyramid.fill(values, weight, box or Box(0, height, 0, width), RELAXATIONS)
     known = values * weight
     total, sums = (4 * F.avg_pool2d(part, 2) for part in (_even(weight), _even(known)))  # ONNX knows no other divisor
     mean = sums / total.clamp(min=1e-8)

@@ -18,7 +18,7 @@ from torch import nn
 import zbuffer
 from models import lighting
 from models.morphable import UV_HEIGHT, UV_WIDTH, MorphableModel
-from zbuffer import surface
+from zbuffer import backends, surface
 
 WINDOW_SIZE = 224  # pixels; the pose's translation is relative to this window
 VISIBILITY_TOLERANCE = 1000.0  # micrometres of depth by which a texel facing the camera may disagree with the z-buffer
@@ -64,7 +64,7 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor, incident: "I
 
     triangles (T, 3), counter-clockwise seen from outside. incident: their `Incidence`, if it is known.
     """
-    if surface.usable(vertices):
+    if backends.usable(vertices):
         return surface.vertex_normals(vertices, triangles)
     corners = [vertices.index_select(1, triangles[:, k]) for k in range(3)]
     weighted = torch.linalg.cross(corners[1] - corners[0], corners[2] - corners[0], dim=-1)  # length: twice the area
@@ -195,7 +195,10 @@ class Renderer(nn.Module):
 
         Texels that are not visible (see :meth:`uv_visibility`) show whatever covers them.
         """
-        rows, columns, _ = self.to_uv(positions).unbind(1)
+        texels = self._at_texels(positions)
+        if backends.usable(image, texels) and min(image.shape[2:]) > 1:
+            return surface.sample(image, texels, self.texels, (UV_HEIGHT, UV_WIDTH))
+        rows, columns, _ = self._to_map(texels).unbind(1)
         return sample(image, rows, columns) * self.uv_mask
 
     @torch.no_grad()
@@ -212,7 +215,7 @@ class Renderer(nn.Module):
         batch, height, width = raster.mask.shape
         texels = self._at_texels(positions)
         steepness = normals[:, 2].flatten(1).index_select(1, self.texels)
-        if surface.usable(positions, texels, steepness, raster.depth) and min(height, width) > 1:
+        if backends.usable(positions, texels, steepness, raster.depth) and min(height, width) > 1:
             tolerance = surface.Tolerance(VISIBILITY_TOLERANCE, STEEPEST, NEGLIGIBLE_WEIGHT)
             visible = surface.visible_texels(positions, self.triangles, raster, texels, steepness, tolerance)
             return self._to_map(visible[..., None])
@@ -272,7 +275,7 @@ class Renderer(nn.Module):
 
     def render_covered(self, uv_map: torch.Tensor, raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`render` and :meth:`coverage` at once, for little more than one of them."""
-        if surface.usable(uv_map, raster.barycentrics):
+        if backends.usable(uv_map, raster.barycentrics):
             layout = surface.UVLayout(self.nearest_texel, self.uv_mask, self.corner_uv, self.textured)
             return surface.draw(uv_map, layout, raster)
         # With two dimensions PyTorch selects ten times as fast as with three.

@@ -49,7 +49,7 @@ from models.morphable import MorphableModel  # noqa: E402
 from utils import checkpoints, config, images  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.logging import progress  # noqa: E402
-from zbuffer import surface  # noqa: E402
+from zbuffer import pyramid, surface  # noqa: E402
 
 SECONDS = 20.0  # of processor time that a case may take
 PATIENCE = 10  # times as long by the clock: for cases that wait for something, on a machine that is busy
@@ -385,8 +385,14 @@ def ask_surface(rng: Rng, vertices: torch.Tensor, triangles: torch.Tensor, raste
     layout = surface.UVLayout(torch.arange(80).view(8, 10), torch.from_numpy(rng.random((8, 10)) < 0.7), corners,
                               torch.from_numpy(rng.random(len(triangles)) < 0.8))
     maps = torch.ones(len(vertices), int(rng.integers(0, 6)), 8, 10)
+    unwrapped = surface.sample(maps, texels, torch.from_numpy(rng.permutation(35)[:30]), (5, 7))
+    assert ((unwrapped - 1).abs().amin(0).sum(dim=(1, 2)) < 5 + 1e-3).all()  # but for the five texels that have no place
     image, coverage = surface.draw(maps, layout, raster)
     assert not (coverage[:, 0] & ~raster.mask).any()
+    edges = np.sort(rng.integers(0, 9, (2, 2)), axis=1)
+    filled = pyramid.fill(maps, torch.from_numpy(rng.random((len(vertices), 1, 8, 10))).float(),
+                          (*edges[0].tolist(), *edges[1].tolist()), int(rng.integers(0, 6)))
+    assert ((filled[:, :, edges[0, 0]:edges[0, 1], edges[1, 0]:edges[1, 1]] - 1).abs() < 1e-4).all()
     assert ((image - coverage.float()).abs() < 1e-5).all()
 
 

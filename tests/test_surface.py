@@ -1,4 +1,4 @@
-"""The compiled questions to a mesh give what their definition in PyTorch gives (models/renderer.py)."""
+"""What is compiled besides the rasterizer gives what its definition in PyTorch gives (renderer and blending)."""
 from __future__ import annotations
 
 import engine_samples
@@ -6,9 +6,10 @@ import face_samples
 import pytest
 import torch
 
+from models.blending import Box, pull_push
 from models.morphable import MorphableModel
 from models.renderer import Renderer, project, vertex_normals
-from zbuffer import backends, native, surface
+from zbuffer import backends, native, pyramid, surface
 
 pytestmark = pytest.mark.skipif(isinstance(backends.load("cpu"), native.BuildError), reason="no C++ compiler")
 ROUNDING = 1e-4  # of texels and pixels may fall on the other side of a limit
@@ -38,14 +39,14 @@ def in_both_ways(monkeypatch, work):
     taken = []
 
     def usable(*tensors):
-        taken.append(surface_usable(*tensors))
+        taken.append(real_usable(*tensors))
         return taken[-1]
 
-    surface_usable = surface.usable
-    monkeypatch.setattr(surface, "usable", usable)
+    real_usable = backends.usable
+    monkeypatch.setattr(backends, "usable", usable)
     compiled = work()
     assert taken and all(taken)
-    monkeypatch.setattr(surface, "usable", lambda *tensors: False)
+    monkeypatch.setattr(backends, "usable", lambda *tensors: False)
     return compiled, work()
 
 
@@ -92,6 +93,17 @@ def test_pictures_of_any_size(renderer, scene, monkeypatch, size):
     assert share_of_difference(ours, theirs) <= ROUNDING
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_unwrapped_images(renderer, scene, monkeypatch, channels):
+    image, positions = face_samples.picture(len(YAWS), 256)[:, :1].expand(-1, channels, -1, -1), scene[2]
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.unwrap(image, positions))
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 2e-3 and theirs.abs().max() > 0.5
+    beyond = positions + 200  # the border's pixels
+    monkeypatch.undo()
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.unwrap(image, beyond))
+    assert (ours - theirs).abs().max() < 2e-3
+
+
 @pytest.mark.parametrize("channels", [0, 1, 3, 5])
 def test_drawn_maps(renderer, scene, monkeypatch, channels):
     raster = scene[3]
@@ -103,6 +115,24 @@ def test_drawn_maps(renderer, scene, monkeypatch, channels):
     assert (image[(~coverage).expand_as(image)] == 0).all()
     both = (coverage & coverage_then).expand_as(image)
     assert not channels or (image - image_then)[both].abs().max() < 2e-3  # white noise: rounding of the place shows
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (5, 3), (64, 64), (97, 130), (256, 256)])
+@pytest.mark.parametrize("known", [0.0, 0.02, 0.6])
+def test_extended_pictures(monkeypatch, size, known):
+    generator = torch.Generator().manual_seed(size[0])
+    values = torch.rand((2, 3, *size), generator=generator) * 2 - 1
+    weight = torch.rand((2, 1, *size), generator=generator)
+    weight = torch.where(torch.rand((2, 1, *size), generator=generator) < known, weight.round(decimals=1), 0)
+    boxes = [None, Box(size[0] // 3, size[0] // 2 + 1, size[1] // 4, size[1] // 2 + 1), Box(0, 1, 0, 1), Box(0, 0, 0, 0)]
+    for box in boxes:
+        monkeypatch.undo()
+        if max(size) > 1:  # of one pixel PyTorch says what there is to say
+            ours, theirs = in_both_ways(monkeypatch, lambda: pull_push(values, weight, box))
+        else:
+            ours, theirs = pyramid.fill(values, weight, (0, 1, 0, 1), 4), pull_push(values, weight, box)
+        asked = box or Box(0, size[0], 0, size[1])
+        torch.testing.assert_close(asked.of(ours), asked.of(theirs), rtol=0, atol=1e-5)
 
 
 def test_an_item_does_not_depend_on_the_batch_or_the_threads(renderer, scene):
@@ -125,12 +155,12 @@ def test_an_item_does_not_depend_on_the_batch_or_the_threads(renderer, scene):
 
 def test_what_is_left_to_pytorch():
     plain = torch.rand(2)
-    assert surface.usable(plain)
-    assert not surface.usable(plain, plain.double()) and not surface.usable(plain.half())
+    assert backends.usable(plain)
+    assert not backends.usable(plain, plain.double()) and not backends.usable(plain.half())
     wanted = plain.clone().requires_grad_()
-    assert not surface.usable(wanted)
+    assert not backends.usable(wanted)
     with torch.no_grad():
-        assert surface.usable(wanted)
+        assert backends.usable(wanted)
 
 
 @pytest.mark.parametrize("index", [3, -1, 2 ** 31 - 1, 2 ** 32])

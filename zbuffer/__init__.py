@@ -3,7 +3,8 @@
 Three backends give the same triangle for every pixel: a multi-threaded CPU one and a CUDA one, both compiled
 from ``csrc/``, and a slow reference in PyTorch. The compiled ones come from an installed package
 (``cd zbuffer && python setup.py install`` or ``pip install ./zbuffer``) or are compiled on first use and kept in the
-user's cache folder; without a compiler the reference is used, after one warning.
+user's cache folder; without a compiler the reference is used, after one warning. The CPU unit also answers what else a
+completion asks of a mesh and of a picture (:mod:`zbuffer.surface`, :mod:`zbuffer.pyramid`).
 
 Conventions: a position is (row, column, depth) with rows growing downwards, columns to the right and depth towards the
 camera (larger is nearer). Pixel (r, c) is the point (r, c): centres lie at integer coordinates, so an image of H x W

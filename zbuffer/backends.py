@@ -103,8 +103,34 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
         code = function(*arguments, ctypes.c_int64(vertices.device.index), _pointer(keys), *outputs, text,
                         ctypes.c_int64(len(text)))
         message = text.value.decode(errors="replace")
-    check_code(code, message, triangles, vertices.shape[1])
+    _check_code(code, message, triangles, vertices.shape[1])
     return triangle, depth, barycentrics
+
+
+def usable(*tensors):
+    """Whether :func:`call` can work on these: float32 on the CPU, no gradient wanted, nothing being traced, and the
+    library compiled."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return plain and not wanted and not isinstance(load("cpu"), native.BuildError)
+
+
+def call(name, *arguments, triangles=None, vertex_count=0):
+    """Calls a function of the CPU unit; tensors go as pointers, so they must be contiguous, numbers as int64 or float.
+
+    triangles, vertex_count: of which an error tells, for functions that take them. Raises ValueError and MemoryError.
+    """
+    function = getattr(load("cpu"), name)
+    function.restype = ctypes.c_int64
+    _check_code(function(*map(_argument, arguments)), "", triangles, vertex_count)
+
+
+def _argument(value):
+    if torch.is_tensor(value):
+        return _pointer(value)
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
 def as_int32(triangles, vertex_count):
@@ -119,9 +145,9 @@ def _pointer(tensor):
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def check_code(code, message, triangles, vertex_count):
+def _check_code(code, message, triangles, vertex_count):
     if code == OUT_OF_MEMORY:
-        raise MemoryError("zbuffer: not enough memory for the images' keys")
+        raise MemoryError("zbuffer: not enough memory for the images")
     if code == CUDA_ERROR:
         raise RuntimeError(f"zbuffer: {message}")
     if code != SUCCESS:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
 UNITS = {"cpu": ("zbuffer_cpu.cpp", "cpu_kernel.h", "wide_kernel.h", "wide_avx2.h", "wide_avx512.h", "triangle.h",
-                 "surface.h"),
+                 "surface.h", "pyramid.h"),
          "cuda": ("zbuffer_cuda.cu", "kernels.cuh", "triangle.h")}
 CPU_OPTIONS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off"]
 CUDA_OPTIONS = ["-O3", "-std=c++20", "-shared", "--fmad=false", "--cudart=shared", "-Xcompiler=-fPIC",

@@ -1,20 +1,20 @@
 """What is asked of a mesh around its z-buffer, compiled: each in one pass over the memory, where PyTorch takes many.
 
-Forward only, in float32, on the CPU: ask :func:`usable` first. `models.renderer` says the same in PyTorch, which serves
+Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.renderer` says the same in PyTorch, which serves
 everything else and is what the results are compared with (``tests/test_surface.py``); they agree but for rounding.
 Positions, rasters and triangles are as in :mod:`zbuffer`.
 """
 
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 
-from . import Rasterization, backends, native
+from . import Rasterization, backends
+from .backends import call
 
-__all__ = ["Tolerance", "UVLayout", "draw", "usable", "vertex_normals", "visible_texels"]
+__all__ = ["Tolerance", "UVLayout", "draw", "sample", "vertex_normals", "visible_texels"]
 
 
 class UVLayout(NamedTuple):
@@ -41,16 +41,6 @@ class Tolerance(NamedTuple):
     """Weight up to which a pixel of a bilinear sample does not matter."""
 
 
-def usable(*tensors: torch.Tensor) -> bool:
-    """Whether these can be worked on here: float32 on the CPU, no gradient wanted, nothing being traced, and the
-    library compiled."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return plain and not wanted and not isinstance(backends.load("cpu"), native.BuildError)
-
-
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
@@ -58,8 +48,8 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Ten
     """
     vertices, triangles = vertices.contiguous(), backends.as_int32(triangles, vertices.shape[1])
     normals = torch.empty_like(vertices)
-    _call("vertex_normals", triangles, vertices.shape[1], vertices, triangles, len(vertices), vertices.shape[1],
-          len(triangles), torch.get_num_threads(), normals)
+    call("surface_vertex_normals", vertices, triangles, len(vertices), vertices.shape[1], len(triangles),
+         torch.get_num_threads(), normals, triangles=triangles, vertex_count=vertices.shape[1])
     return normals
 
 
@@ -73,9 +63,10 @@ def visible_texels(positions: torch.Tensor, triangles: torch.Tensor, raster: Ras
     batch, height, width = raster.triangle.shape
     positions, triangles = positions.contiguous(), backends.as_int32(triangles, positions.shape[1])
     visible = torch.empty(texels.shape[:2], dtype=torch.bool)
-    _call("visible_texels", triangles, positions.shape[1], positions, triangles, batch, positions.shape[1],
-          len(triangles), torch.get_num_threads(), height, width, raster.triangle.contiguous(),
-          raster.depth.contiguous(), *tolerance, texels.shape[1], texels.contiguous(), cosine.contiguous(), visible)
+    call("surface_visible_texels", positions, triangles, batch, positions.shape[1], len(triangles),
+         torch.get_num_threads(), height, width, raster.triangle.contiguous(), raster.depth.contiguous(), *tolerance,
+         texels.shape[1], texels.contiguous(), cosine.contiguous(), visible, triangles=triangles,
+         vertex_count=positions.shape[1])
     return visible
 
 
@@ -86,21 +77,20 @@ def draw(maps: torch.Tensor, layout: UVLayout, raster: Rasterization) -> tuple[t
     channels, map_height, map_width = maps.shape[1:]
     images = torch.empty((batch, channels, height, width))
     coverage = torch.empty((batch, 1, height, width), dtype=torch.bool)
-    _call("draw", None, 0, maps.contiguous(), batch, channels, map_height, map_width,
-          *(part.contiguous() for part in layout), len(layout.textured), torch.get_num_threads(), height, width,
-          raster.triangle.contiguous(), raster.barycentrics.contiguous(), images, coverage)
+    call("surface_draw", maps.contiguous(), batch, channels, map_height, map_width,
+         *(part.contiguous() for part in layout), len(layout.textured), torch.get_num_threads(), height, width,
+         raster.triangle.contiguous(), raster.barycentrics.contiguous(), images, coverage)
     return images, coverage
 
 
-def _call(name: str, triangles: torch.Tensor | None, vertex_count: int, *arguments) -> None:
-    """Calls surface_NAME of the compiled library; tensors go as pointers, numbers as int64 or float."""
-    function = getattr(backends.load("cpu"), f"surface_{name}")
-    function.restype = ctypes.c_int64
-    code = function(*map(_argument, arguments))
-    backends.check_code(code, "", triangles, vertex_count)
+def sample(images: torch.Tensor, texels: torch.Tensor, index: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Images (B, C, H, W), of at least 2 x 2 pixels, at the positions (B, N, 3) of N texels, bilinearly, as maps
+    (B, C, h, w) of this size that are 0 elsewhere.
 
-
-def _argument(value):
-    if torch.is_tensor(value):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+    index (N,) int64: the texels' flat places in the map. A position outside the image takes its border's value.
+    """
+    batch, channels, height, width = images.shape
+    maps = torch.empty((batch, channels, *size))
+    call("surface_sample", images.contiguous(), batch, channels, height, width, torch.get_num_threads(), len(index),
+         texels.contiguous(), index.contiguous(), size[0] * size[1], maps)
+    return maps

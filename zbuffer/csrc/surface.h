@@ -101,6 +101,39 @@ inline void visible_texels(const Picture& picture, const Slope* slope, const Tol
   }
 }
 
+// Where and by how much the four pixels around a place on a map (height, width), of at least 2 x 2, count in a bilinear
+// sample. Places beyond the map are led to its border, those that are no numbers to its first row or column.
+struct Place {
+  int64_t first;  // of the upper left pixel; the others are the next one, and both one row below
+  float shares[4];
+};
+
+inline Place place_of(float row, float column, int64_t height, int64_t width) {
+  row = std::min(std::max(0.0f, row), static_cast<float>(height - 1));
+  column = std::min(std::max(0.0f, column), static_cast<float>(width - 1));
+  const int64_t top = std::min<int64_t>(static_cast<int64_t>(row), height - 2);
+  const int64_t left = std::min<int64_t>(static_cast<int64_t>(column), width - 2);
+  const float below = row - static_cast<float>(top), beside = column - static_cast<float>(left);
+  const float above = 1 - below, left_of = 1 - beside;
+  return {top * width + left, {above * left_of, above * beside, below * left_of, below * beside}};
+}
+
+// An image (channels, height, width) at COUNT texels' positions, into the places INDEX names of maps (channels, MAP_SIZE),
+// which are 0 elsewhere.
+inline void sample(const float* image, int64_t channels, int64_t height, int64_t width, const float* texels,
+                   const int64_t* index, int64_t count, int64_t map_size, float* maps) {
+  std::fill(maps, maps + channels * map_size, 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    const Place place = place_of(texels[3 * i], texels[3 * i + 1], height, width);
+    const float* from = image + place.first;
+    float* to = maps + index[i];
+    for (int64_t channel = 0; channel < channels; ++channel, from += height * width, to += map_size) {
+      *to = from[0] * place.shares[0] + from[1] * place.shares[1] + from[width] * place.shares[2]
+            + from[width + 1] * place.shares[3];
+    }
+  }
+}
+
 // A map (height, width) laid over the mesh. What lies off the face takes the texel NEAREST names.
 struct Map {
   int64_t channels, height, width;
@@ -136,28 +169,22 @@ void draw(const Map& map, const Picture& picture, int64_t triangle_count, const 
     if (static_cast<uint64_t>(triangle) >= static_cast<uint64_t>(triangle_count) || !map.textured[triangle]) continue;
     const float* at = map.corners + 6 * triangle;
     const float* weight = picture.barycentrics + 3 * pixel;
-    float row = at[0] * weight[0] + at[2] * weight[1] + at[4] * weight[2];
-    float column = at[1] * weight[0] + at[3] * weight[1] + at[5] * weight[2];
-    row = std::min(std::max(0.0f, row), static_cast<float>(map.height - 1));  // 0 where it is no number
-    column = std::min(std::max(0.0f, column), static_cast<float>(map.width - 1));
-    const int64_t top = std::min<int64_t>(static_cast<int64_t>(row), map.height - 2);
-    const int64_t left = std::min<int64_t>(static_cast<int64_t>(column), map.width - 2);
-    const float below = row - static_cast<float>(top), beside = column - static_cast<float>(left);
-    const float above = 1 - below, left_of = 1 - beside;
-    const float *first = texels + (top * map.width + left) * step, *under = first + map.width * step;
-    const float shares[4] = {above * left_of, above * beside, below * left_of, below * beside};
-    const auto sample = [&](int64_t channel) {
+    const float row = at[0] * weight[0] + at[2] * weight[1] + at[4] * weight[2];
+    const float column = at[1] * weight[0] + at[3] * weight[1] + at[5] * weight[2];
+    const Place place = place_of(row, column, map.height, map.width);
+    const float *shares = place.shares, *first = texels + place.first * step, *under = first + map.width * step;
+    const auto value = [&](int64_t channel) {
       return first[channel] * shares[0] + first[step + channel] * shares[1] + under[channel] * shares[2]
              + under[step + channel] * shares[3];
     };
     float sampled[kStride ? kStride : 1];
     if constexpr (kStride > 0) {
-      for (int64_t channel = 0; channel < kStride; ++channel) sampled[channel] = sample(channel);
+      for (int64_t channel = 0; channel < kStride; ++channel) sampled[channel] = value(channel);
     }
-    if (!((kStride ? sampled[kStride - 1] : sample(map.channels)) > 0)) continue;
+    if (!((kStride ? sampled[kStride - 1] : value(map.channels)) > 0)) continue;
     coverage[pixel] = 1;
     for (int64_t channel = 0; channel < map.channels; ++channel) {
-      image[channel * pixels + pixel] = kStride ? sampled[channel] : sample(channel);
+      image[channel * pixels + pixel] = kStride ? sampled[channel] : value(channel);
     }
   }
 }

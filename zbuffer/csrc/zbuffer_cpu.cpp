@@ -23,6 +23,7 @@
 
 namespace {
 
+#include "pyramid.h"
 #include "surface.h"
 
 constexpr int64_t kSuccess = -1;
@@ -348,7 +349,7 @@ extern "C" int64_t zbuffer_rasterize_double(const double* vertices, const int32_
                  barycentrics);
 }
 
-// What is asked of a mesh around its z-buffer (surface.h), for each of so many items. All return kSuccess or kFailure; or
+// What is asked of a mesh around its z-buffer (surface.h), and pictures extended (pyramid.h), for each of so many items. All return kSuccess or kFailure; or
 // the position in `triangles` of an index that is no vertex.
 namespace {
 
@@ -415,5 +416,24 @@ extern "C" int64_t surface_draw(const float* maps, int64_t items, int64_t channe
     const auto draw = stride == 4 ? surface::draw<4> : surface::draw<0>;
     draw(map, picture, triangle_count, interleaved.get(), stride, images + item * channels * pixels,
          coverage + item * pixels);
+  });
+}
+
+extern "C" int64_t surface_sample(const float* images, int64_t items, int64_t channels, int64_t height, int64_t width,
+                                  int64_t threads, int64_t texel_count, const float* texels, const int64_t* index,
+                                  int64_t map_size, float* maps) {
+  return for_each_item(items, threads, [&](int64_t item) {
+    surface::sample(images + item * channels * height * width, channels, height, width,
+                    texels + 3 * item * texel_count, index, texel_count, map_size, maps + item * channels * map_size);
+  });
+}
+
+extern "C" int64_t pyramid_fill(const float* values, const float* weight, int64_t items, int64_t channels,
+                                int64_t height, int64_t width, int64_t threads, int64_t top, int64_t bottom,
+                                int64_t left, int64_t right, int64_t relaxations, float* results) {
+  const int64_t pixels = height * width;
+  return for_each_item(items, threads, [&](int64_t item) {
+    pyramid::fill(values + item * channels * pixels, weight + item * pixels, channels, height, width,
+                  {top, bottom, left, right}, relaxations, results + item * channels * pixels);
   });
 }
