@@ -514,6 +514,10 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     if not settings.portraits:
         raise UserError("--stage refiner corrects the mixed fill of real faces: say where they are with --portraits "
                         "DIR")
+    weights = dict(settings.loss_options)
+    only = [part for part in ("beside", "decoder") if weights.pop(f"only_{part}", 0)]
+    if len(only) > 1:
+        raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
     encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for frozen in (encoder, occlusion):
@@ -524,15 +528,12 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     portraits = FolderFaces(settings.portraits)
     models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
-    weights = dict(settings.loss_options)
-    only = [part for part in ("beside", "decoder") if weights.pop(f"only_{part}", 0)]
-    if len(only) > 1:
-        raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
     network = fold_for_inference(load_inpainter(settings.recon_ckpt, mirror_uv)[0].eval())
     prior = load_linear(settings.linear_ckpt)[0]
     for model in models:
         model.eyes = prior.eyes  # one portrait's detail, which all completions get
-    return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights, *only)
+    return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights,
+                        only="".join(only))
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

@@ -7,8 +7,7 @@ well it was trained in the file's metadata. Other networks of the stage, such as
 chosen with --network. A list of sums in the weight file's folder, as checkpoints/SHA256SUMS, is brought up to date.
 With ``--bits 5`` kernels are rounded to so many bits after the leading one, of float16's ten: the file is as long, but
 compresses to two thirds, as in git, which keeps every version (what that costs: docs/training.md, "Rounded weights").
-Kernels that are those of the file to be replaced, because training left them alone, stay as they are: git stores them
-once.
+``--keep`` leaves kernels alone that are those of the file to be replaced, because training did: git stores them once.
 """
 from __future__ import annotations
 
@@ -26,14 +25,15 @@ from utils.logging import note, run_script
 
 
 def export(source: str | Path, target: str | Path, network: str | None = None, half: bool = True,
-           bits: int | None = None) -> dict[str, Any]:
+           bits: int | None = None, keep: bool = False) -> dict[str, Any]:
     """Writes one network of a training checkpoint as a weight file; returns its metadata.
 
     network: such as "encoder" or "albedo_decoder"; by default the one that the stage is called after.
-    half: store kernels as float16. bits: round them as :func:`rounded` does, but for those that the target has already.
+    half: store kernels as float16. bits: round them as :func:`rounded` does; keep: but for those that the target, an
+    older file of the same network, has already.
 
     Raises:
-        UserError: the source is no training checkpoint, or has no such network.
+        UserError: the source is no training checkpoint, or has no such network; what is to be kept is none of it.
     """
     from utils import checkpoints
     state = checkpoints.load(source)
@@ -44,9 +44,9 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
         raise UserError(f"{source}: has no {network}; it holds {', '.join(state['networks'])}")
     metadata = describe(state)
     if bits is not None:
-        before = checkpoints.load_weights(target, network)[0] if Path(target).exists() else {}
-        weights = {name: value if name in before and torch.equal(value, before[name].to(value)) else rounded(value, bits)
-                   for name, value in weights.items()}
+        before = checkpoints.load_weights(target, network)[0] if keep else {}
+        kept = {name for name, value in before.items() if name in weights and torch.equal(value, weights[name].to(value))}
+        weights = {name: value if name in kept else rounded(value, bits) for name, value in weights.items()}
         metadata["bits"] = bits
     checkpoints.save_weights(target, network, weights, metadata, half=half)
     return metadata
@@ -79,8 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--float32", action="store_true", help="keep full precision")
     parser.add_argument("--bits", type=int, choices=range(2, 11), metavar="N",
                         help="round kernels to N of float16's 10 bits (2 to 10), so that the file compresses better")
+    parser.add_argument("--keep", action="store_true",
+                        help="with --bits: leave kernels alone that the target has already")
     options = parser.parse_args(arguments)
-    metadata = export(options.source, options.target, options.network, half=not options.float32, bits=options.bits)
+    metadata = export(options.source, options.target, options.network, half=not options.float32, bits=options.bits,
+                      keep=options.keep)
     size = Path(options.target).stat().st_size / 2 ** 20
     note(f"{options.target}: {size:.1f} MB after {metadata['steps']} steps, held out {metadata['held_out']}")
 

@@ -85,7 +85,7 @@ def pull_push(values: torch.Tensor, weight: torch.Tensor, box: Box | None = None
     height, width = values.shape[-2:]
     if max(height, width) == 1:
         return values * (weight > 0)
-    if backends.usable(values, weight):
+    if backends.usable(values, weight) and weight.shape == (len(values), 1, height, width):
         return pyramid.fill(values, weight, box or Box(0, height, 0, width), RELAXATIONS)
     known = values * weight
     total, sums = (4 * F.avg_pool2d(part, 2) for part in (_even(weight), _even(known)))  # ONNX knows no other divisor

@@ -276,7 +276,6 @@ def visible_face(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     return least_around(probability * ~hole, FACE_RIM) ** TRUST_POWER
 
 
-
 def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     """The probability (B, 1, H, W) that a pixel is face, 1 in small islands inside the face: eyes and teeth.
 

@@ -62,7 +62,8 @@ def project(vertices: torch.Tensor, scale: torch.Tensor, pose: torch.Tensor, off
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor, incident: "Incidence | None" = None) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
-    triangles (T, 3), counter-clockwise seen from outside. incident: their `Incidence`, if it is known.
+    triangles (T, 3), counter-clockwise seen from outside. incident: their `Incidence`, if it is known,
+    which saves time where gradients are wanted and on GPUs.
     """
     if backends.usable(vertices):
         return surface.vertex_normals(vertices, triangles)
@@ -196,7 +197,7 @@ class Renderer(nn.Module):
         Texels that are not visible (see :meth:`uv_visibility`) show whatever covers them.
         """
         texels = self._at_texels(positions)
-        if backends.usable(image, texels) and min(image.shape[2:]) > 1:
+        if backends.usable(image, texels, self.texel_weights) and min(image.shape[2:]) > 1:
             return surface.sample(image, texels, self.texels, (UV_HEIGHT, UV_WIDTH))
         rows, columns, _ = self._to_map(texels).unbind(1)
         return sample(image, rows, columns) * self.uv_mask
@@ -214,7 +215,7 @@ class Renderer(nn.Module):
         """
         batch, height, width = raster.mask.shape
         texels = self._at_texels(positions)
-        steepness = normals[:, 2].flatten(1).index_select(1, self.texels)
+        steepness = normals[:, 2].flatten(1).index_select(1, self.texels).expand(batch, -1)
         if backends.usable(positions, texels, steepness, raster.depth) and min(height, width) > 1:
             tolerance = surface.Tolerance(VISIBILITY_TOLERANCE, STEEPEST, NEGLIGIBLE_WEIGHT)
             visible = surface.visible_texels(positions, self.triangles, raster, texels, steepness, tolerance)
@@ -275,7 +276,7 @@ class Renderer(nn.Module):
 
     def render_covered(self, uv_map: torch.Tensor, raster: zbuffer.Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`render` and :meth:`coverage` at once, for little more than one of them."""
-        if backends.usable(uv_map, raster.barycentrics):
+        if backends.usable(uv_map, raster.barycentrics, self.corner_uv):
             layout = surface.UVLayout(self.nearest_texel, self.uv_mask, self.corner_uv, self.textured)
             return surface.draw(uv_map, layout, raster)
         # With two dimensions PyTorch selects ten times as fast as with three.

@@ -231,8 +231,9 @@ def test_export(tmp_path):
     averaged["weight"] = averaged["weight"].half().float()
     checkpoints.save(tmp_path / "best.pth", state)
     checkpoints.save_weights(tmp_path / "before.pth", "occlusion", averaged, {})
-    export.export(tmp_path / "best.pth", tmp_path / "before.pth", bits=2)  # what did not change is not rounded
-    assert torch.equal(checkpoints.load_weights(tmp_path / "before.pth", "occlusion")[0]["weight"], averaged["weight"])
+    for keep, expected in ((True, averaged["weight"]), (False, export.rounded(averaged["weight"], 2))):
+        export.export(tmp_path / "best.pth", tmp_path / "before.pth", bits=2, keep=keep)
+        assert torch.equal(checkpoints.load_weights(tmp_path / "before.pth", "occlusion")[0]["weight"], expected)
     with pytest.raises(UserError, match="albedo_decoder"):
         export.export(tmp_path / "best.pth", tmp_path / "weights.pth", "albedo_decoder")
     with pytest.raises(UserError, match="not a training checkpoint"):

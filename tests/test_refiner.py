@@ -286,6 +286,13 @@ def test_the_refiner_needs_portraits():
         build.build_stage(config.parse(["--stage", "refiner"], ""), None)
 
 
+def test_only_one_part_of_the_refiner_can_be_chosen(tmp_path):
+    """Before anything takes time."""
+    options = ["--loss-options", '{"only_beside": 1, "only_decoder": 1}', "--portraits", str(tmp_path)]
+    with pytest.raises(UserError, match="only_beside trains less than only_decoder"):
+        build.build_stage(config.parse(["--stage", "refiner", *options], ""), None)
+
+
 @torch.no_grad()
 def test_2d_completion_reads_no_hidden_pixel_and_keeps_the_others():
     torch.manual_seed(0)

@@ -1,6 +1,8 @@
 """What is compiled besides the rasterizer gives what its definition in PyTorch gives (renderer and blending)."""
 from __future__ import annotations
 
+import copy
+
 import engine_samples
 import face_samples
 import pytest
@@ -167,3 +169,49 @@ def test_what_is_left_to_pytorch():
 def test_a_triangle_without_a_vertex_is_an_error(index):
     with pytest.raises(ValueError, match=f"refer to vertex {index}, but the vertices are 0 to 2"):
         surface.vertex_normals(torch.rand(1, 3, 3), torch.tensor([[0, 1, 2], [0, index, 2]]))
+
+
+def test_a_weight_for_all_items_and_a_renderer_in_double_precision_are_left_to_pytorch(renderer, scene, monkeypatch):
+    values, weight = torch.rand(3, 2, 20, 30), torch.rand(1, 1, 20, 30)
+    expected = torch.cat([pull_push(item, weight) for item in values.split(1)])
+    torch.testing.assert_close(pull_push(values, weight), expected, rtol=0, atol=1e-6)
+    maps = torch.rand(len(YAWS), 3, 192, 256)
+    expected = renderer.render(maps, scene[3])
+    double = copy.deepcopy(renderer).double()
+    torch.testing.assert_close(double.render(maps, scene[3]), expected, rtol=0, atol=2e-3)
+
+
+def test_results_do_not_take_the_default_type():
+    values, weight = torch.rand(1, 2, 20, 30), torch.rand(1, 1, 20, 30)
+    expected = pull_push(values, weight)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(pull_push(values, weight), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_tensors_that_do_not_fit_are_errors(renderer, scene):
+    """The compiled functions know nothing of sizes but what they are told."""
+    vertices, pose, positions, raster = scene
+    texels, cosine, tolerance = torch.rand(len(YAWS), 9, 3), torch.rand(len(YAWS), 9), surface.Tolerance(1, 1, 1)
+    layout = surface.UVLayout(renderer.nearest_texel, renderer.uv_mask, renderer.corner_uv, renderer.textured)
+    index = torch.arange(9)
+    wrong = [
+        lambda: surface.vertex_normals(vertices[0], renderer.triangles),
+        lambda: surface.vertex_normals(vertices.double(), renderer.triangles),
+        lambda: surface.visible_texels(positions[:1], renderer.triangles, raster, texels, cosine, tolerance),
+        lambda: surface.visible_texels(positions, renderer.triangles, raster, texels, cosine[:1], tolerance),
+        lambda: surface.draw(torch.rand(1, 3, 192, 256), layout, raster),
+        lambda: surface.draw(torch.rand(len(YAWS), 3, 96, 128), layout, raster),
+        lambda: surface.draw(torch.rand(len(YAWS), 3, 192, 256), layout._replace(corners=layout.corners[1:]), raster),
+        lambda: surface.sample(torch.rand(1, 3, 20, 20), texels, index, (4, 4)),
+        lambda: surface.sample(torch.rand(len(YAWS), 3, 1, 20), texels, index, (4, 4)),
+        lambda: surface.sample(torch.rand(len(YAWS), 3, 20, 20), texels, index[1:], (4, 4)),
+        lambda: pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(1, 1, 8, 8), (0, 8, 0, 8), 4),
+        lambda: pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), (0, 9, 0, 8), 4),
+        lambda: pyramid.fill(torch.rand(2, 3, 0, 8), torch.rand(2, 1, 0, 8), (0, 0, 0, 8), 4)]
+    for work in wrong:
+        with pytest.raises(ValueError, match="must|does not lie"):
+            work()
+    surface.visible_texels(positions, renderer.triangles, raster, texels, cosine, tolerance)  # whole numbers are numbers

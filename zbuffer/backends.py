@@ -108,13 +108,28 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
 
 
 def usable(*tensors):
-    """Whether :func:`call` can work on these: float32 on the CPU, no gradient wanted, nothing being traced, and the
-    library compiled."""
+    """Whether :func:`call` can work on these: float32 on the CPU, no gradient wanted (backward; forward-mode derivatives
+    are none of this program's), nothing being traced, and the library compiled."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32
+                and tensor.device.type == "cpu" for tensor in tensors)
     return plain and not wanted and not isinstance(load("cpu"), native.BuildError)
+
+
+def ready(what, tensor, shape, dtype=torch.float32):
+    """A tensor as :func:`call` takes it, contiguous; None in `shape` stands for any length.
+
+    Raises ValueError if it has another shape or type or does not lie in the processor's memory: the compiled functions
+    would read on beyond it.
+    """
+    fits = tensor.dim() == len(shape) and all(wanted in (None, length) for wanted, length in zip(shape, tensor.shape))
+    if not fits or tensor.dtype != dtype or tensor.device.type != "cpu":
+        lengths = ", ".join("*" if length is None else str(length) for length in shape)
+        raise ValueError(f"{what} must be {dtype} ({lengths}) on the CPU, not {tensor.dtype} {tuple(tensor.shape)} on "
+                         f"{tensor.device}")
+    return tensor.detach().contiguous()
 
 
 def call(name, *arguments, triangles=None, vertex_count=0):

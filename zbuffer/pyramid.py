@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .backends import call
+from .backends import call, ready
 
 __all__ = ["fill"]
 
@@ -17,10 +17,16 @@ def fill(values: torch.Tensor, weight: torch.Tensor, box: tuple[int, int, int, i
     """Values (B, C, H, W), known to the degree weight (B, 1, H, W) in [0, 1], extended to the rows and columns of box
     (top, bottom, left, right); the rest of the result may be anything.
 
-    relaxations: smoothing sweeps per level.
+    relaxations: smoothing sweeps per level. Raises ValueError if a tensor has another shape or type, or lies on a GPU,
+    and for an empty picture or a box beyond it.
     """
+    values = ready("values", values, (None, None, None, None))
     batch, channels, height, width = values.shape
-    result = torch.zeros(values.shape)
-    call("pyramid_fill", values.contiguous(), weight.contiguous(), batch, channels, height, width,
-         torch.get_num_threads(), *box, relaxations, result)
+    weight = ready("weight", weight, (batch, 1, height, width))
+    top, bottom, left, right = box
+    if not (0 <= top <= bottom <= height and 0 <= left <= right <= width and min(height, width) > 0):
+        raise ValueError(f"the box {tuple(box)} does not lie in a picture of {height} x {width} pixels")
+    result = torch.zeros_like(values)
+    call("pyramid_fill", values, weight, batch, channels, height, width, torch.get_num_threads(), top, bottom, left,
+         right, relaxations, result)
     return result

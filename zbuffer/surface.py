@@ -1,4 +1,4 @@
-"""What is asked of a mesh around its z-buffer, compiled: each in one pass over the memory, where PyTorch takes many.
+"""What is asked of a mesh around its z-buffer, compiled: each in one pass over the memory, where PyTorch needs many.
 
 Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.renderer` says the same in PyTorch, which serves
 everything else and is what the results are compared with (``tests/test_surface.py``); they agree but for rounding.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from . import Rasterization, backends
-from .backends import call
+from .backends import call, ready
 
 __all__ = ["Tolerance", "UVLayout", "draw", "sample", "vertex_normals", "visible_texels"]
 
@@ -21,7 +21,7 @@ class UVLayout(NamedTuple):
     """How a map of (h, w) texels lies over a mesh."""
 
     nearest: torch.Tensor
-    """(h, w) int64: for each texel the flat index of the nearest one that lies on the mesh, its own if it does."""
+    """(h * w,) int64: for each texel the flat index of the nearest one that lies on the mesh, its own if it does."""
     on_face: torch.Tensor
     """(h, w) bool: which texels lie on the mesh."""
     corners: torch.Tensor
@@ -44,9 +44,11 @@ class Tolerance(NamedTuple):
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
-    triangles (T, 3), counter-clockwise seen from outside. Raises ValueError if one refers to no vertex.
+    triangles (T, 3), counter-clockwise seen from outside. Raises ValueError if one refers to no vertex, and like all
+    functions here if a tensor has another shape or type than said, or lies on a GPU.
     """
-    vertices, triangles = vertices.contiguous(), backends.as_int32(triangles, vertices.shape[1])
+    vertices = ready("vertices", vertices, (None, None, 3))
+    triangles = _triangles(triangles, vertices.shape[1])
     normals = torch.empty_like(vertices)
     call("surface_vertex_normals", vertices, triangles, len(vertices), vertices.shape[1], len(triangles),
          torch.get_num_threads(), normals, triangles=triangles, vertex_count=vertices.shape[1])
@@ -60,26 +62,37 @@ def visible_texels(positions: torch.Tensor, triangles: torch.Tensor, raster: Ras
     positions (B, V, 3) of the mesh and their raster, of at least 2 x 2 pixels; texels (B, N, 3): their positions; cosine
     (B, N) of their normals to the camera. Raises ValueError if a triangle refers to no vertex.
     """
-    batch, height, width = raster.triangle.shape
-    positions, triangles = positions.contiguous(), backends.as_int32(triangles, positions.shape[1])
-    visible = torch.empty(texels.shape[:2], dtype=torch.bool)
-    call("surface_visible_texels", positions, triangles, batch, positions.shape[1], len(triangles),
-         torch.get_num_threads(), height, width, raster.triangle.contiguous(), raster.depth.contiguous(), *tolerance,
-         texels.shape[1], texels.contiguous(), cosine.contiguous(), visible, triangles=triangles,
-         vertex_count=positions.shape[1])
+    positions = ready("positions", positions, (None, None, 3))
+    batch, vertex_count, _ = positions.shape
+    triangles, triangle = _triangles(triangles, vertex_count), _shown(raster, batch)
+    height, width = _at_least_two("the raster", triangle.shape[1:])
+    depth = ready("the raster's depth", raster.depth, (batch, height, width))
+    texels = ready("texels", texels, (batch, None, 3))
+    cosine = ready("cosine", cosine, (batch, texels.shape[1]))
+    visible = torch.empty_like(cosine, dtype=torch.bool)
+    call("surface_visible_texels", positions, triangles, batch, vertex_count, len(triangles), torch.get_num_threads(),
+         height, width, triangle, depth, *map(float, tolerance), texels.shape[1], texels, cosine, visible,
+         triangles=triangles, vertex_count=vertex_count)
     return visible
 
 
 def draw(maps: torch.Tensor, layout: UVLayout, raster: Rasterization) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps (B, C, h, w), of at least 2 x 2 texels, seen through the mesh: images (B, C, H, W), 0 outside their coverage
     (B, 1, H, W) bool, the pixels that show a part of the mesh within a texel of what the map covers."""
-    batch, height, width = raster.triangle.shape
-    channels, map_height, map_width = maps.shape[1:]
-    images = torch.empty((batch, channels, height, width))
-    coverage = torch.empty((batch, 1, height, width), dtype=torch.bool)
-    call("surface_draw", maps.contiguous(), batch, channels, map_height, map_width,
-         *(part.contiguous() for part in layout), len(layout.textured), torch.get_num_threads(), height, width,
-         raster.triangle.contiguous(), raster.barycentrics.contiguous(), images, coverage)
+    maps = ready("maps", maps, (None, None, None, None))
+    batch, channels, map_height, map_width = maps.shape
+    _at_least_two("maps", (map_height, map_width))
+    nearest = ready("nearest", layout.nearest, (map_height * map_width,), torch.int64)
+    on_face = ready("on_face", layout.on_face, (map_height, map_width), torch.bool)
+    corners = ready("corners", layout.corners, (None, 6))
+    textured = ready("textured", layout.textured, (len(corners),), torch.bool)
+    triangle = _shown(raster, batch)
+    height, width = triangle.shape[1:]
+    barycentrics = ready("the raster's barycentrics", raster.barycentrics, (batch, height, width, 3))
+    images = maps.new_empty((batch, channels, height, width))
+    coverage = torch.empty_like(triangle[:, None], dtype=torch.bool)
+    call("surface_draw", maps, batch, channels, map_height, map_width, nearest, on_face, corners, textured,
+         len(textured), torch.get_num_threads(), height, width, triangle, barycentrics, images, coverage)
     return images, coverage
 
 
@@ -89,8 +102,26 @@ def sample(images: torch.Tensor, texels: torch.Tensor, index: torch.Tensor, size
 
     index (N,) int64: the texels' flat places in the map. A position outside the image takes its border's value.
     """
+    images = ready("images", images, (None, None, None, None))
     batch, channels, height, width = images.shape
-    maps = torch.empty((batch, channels, *size))
-    call("surface_sample", images.contiguous(), batch, channels, height, width, torch.get_num_threads(), len(index),
-         texels.contiguous(), index.contiguous(), size[0] * size[1], maps)
+    _at_least_two("images", (height, width))
+    texels = ready("texels", texels, (batch, None, 3))
+    index = ready("index", index, (texels.shape[1],), torch.int64)
+    maps = images.new_empty((batch, channels, *size))
+    call("surface_sample", images, batch, channels, height, width, torch.get_num_threads(), len(index), texels, index,
+         size[0] * size[1], maps)
     return maps
+
+
+def _triangles(triangles: torch.Tensor, vertex_count: int) -> torch.Tensor:
+    return ready("triangles", backends.as_int32(triangles, vertex_count), (None, 3), torch.int32)
+
+
+def _shown(raster: Rasterization, batch: int) -> torch.Tensor:
+    return ready("the raster's triangles", raster.triangle, (batch, None, None), torch.int64)
+
+
+def _at_least_two(what: str, size: tuple[int, int]) -> tuple[int, int]:
+    if min(size) < 2:
+        raise ValueError(f"{what} must have at least 2 x 2 elements, not {tuple(size)}")
+    return size

@@ -101,6 +101,7 @@ inline void relax(const Level& level, int64_t channels, const std::vector<float>
         result[column] = known[column] + (1 - weight[column]) / 4 * sum;
       };
       const int64_t last = part.right - 1;
+      if (last < part.left) return;
       for (int64_t column = part.left + 1; column < last; ++column) at(column, column - 1, column + 1);
       at(part.left, part.left, std::min(part.left + 1, last));
       at(last, std::max(last - 1, part.left), last);
