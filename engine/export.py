@@ -33,9 +33,12 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
     older file of the same network, has already.
 
     Raises:
-        UserError: the source is no training checkpoint, or has no such network; what is to be kept is none of it.
+        UserError: the source is no training checkpoint, or has no such network; with keep, bits are missing, or the
+            target is no weight file of this network.
     """
     from utils import checkpoints
+    if keep and bits is None:
+        raise UserError("--keep says what is not rounded: give --bits, too")
     state = checkpoints.load(source)
     checkpoints.check_training(source, state)
     network = network or state["stage"]
@@ -47,7 +50,7 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
         before = checkpoints.load_weights(target, network)[0] if keep else {}
         kept = {name for name, value in before.items() if name in weights and torch.equal(value, weights[name].to(value))}
         weights = {name: value if name in kept else rounded(value, bits) for name, value in weights.items()}
-        metadata["bits"] = bits
+        metadata.update(bits=bits, **({"kept": len(kept)} if keep else {}))
     checkpoints.save_weights(target, network, weights, metadata, half=half)
     return metadata
 

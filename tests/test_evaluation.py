@@ -231,6 +231,8 @@ def test_export(tmp_path):
     averaged["weight"] = averaged["weight"].half().float()
     checkpoints.save(tmp_path / "best.pth", state)
     checkpoints.save_weights(tmp_path / "before.pth", "occlusion", averaged, {})
+    with pytest.raises(UserError, match="--keep says what is not rounded"):
+        export.export(tmp_path / "best.pth", tmp_path / "before.pth", keep=True)
     for keep, expected in ((True, averaged["weight"]), (False, export.rounded(averaged["weight"], 2))):
         export.export(tmp_path / "best.pth", tmp_path / "before.pth", bits=2, keep=keep)
         assert torch.equal(checkpoints.load_weights(tmp_path / "before.pth", "occlusion")[0]["weight"], expected)

@@ -208,10 +208,17 @@ def test_tensors_that_do_not_fit_are_errors(renderer, scene):
         lambda: surface.sample(torch.rand(1, 3, 20, 20), texels, index, (4, 4)),
         lambda: surface.sample(torch.rand(len(YAWS), 3, 1, 20), texels, index, (4, 4)),
         lambda: surface.sample(torch.rand(len(YAWS), 3, 20, 20), texels, index[1:], (4, 4)),
+        lambda: surface.sample(torch.rand(len(YAWS), 3, 20, 20), texels, index + 8, (4, 4)),
+        lambda: surface.sample(torch.rand(len(YAWS), 3, 20, 20), texels, index - 1, (4, 4)),
+        lambda: surface.draw(torch.rand(len(YAWS), 3, 192, 256), layout._replace(nearest=layout.nearest * 2), raster),
+        lambda: surface.vertex_normals(vertices, renderer.triangles.float()),
         lambda: pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(1, 1, 8, 8), (0, 8, 0, 8), 4),
+        lambda: pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), (0, 8, 0, 8), -5),
         lambda: pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), (0, 9, 0, 8), 4),
         lambda: pyramid.fill(torch.rand(2, 3, 0, 8), torch.rand(2, 1, 0, 8), (0, 0, 0, 8), 4)]
     for work in wrong:
         with pytest.raises(ValueError, match="must|does not lie"):
             work()
+    with pytest.raises(TypeError):
+        pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), (0, 8, 0, 8), 4.0)
     surface.visible_texels(positions, renderer.triangles, raster, texels, cosine, tolerance)  # whole numbers are numbers

@@ -21,7 +21,8 @@ class UVLayout(NamedTuple):
     """How a map of (h, w) texels lies over a mesh."""
 
     nearest: torch.Tensor
-    """(h * w,) int64: for each texel the flat index of the nearest one that lies on the mesh, its own if it does."""
+    """(h * w,) int64 from 0 to h * w - 1: for each texel the flat index of the nearest one that lies on the mesh, its own
+    if it does."""
     on_face: torch.Tensor
     """(h, w) bool: which texels lie on the mesh."""
     corners: torch.Tensor
@@ -44,8 +45,8 @@ class Tolerance(NamedTuple):
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
-    triangles (T, 3), counter-clockwise seen from outside. Raises ValueError if one refers to no vertex, and like all
-    functions here if a tensor has another shape or type than said, or lies on a GPU.
+    triangles (T, 3) integers, counter-clockwise seen from outside. Raises ValueError if one refers to no vertex, and like
+    all functions here if a tensor has another shape or type than said, or lies on a GPU.
     """
     vertices = ready("vertices", vertices, (None, None, 3))
     triangles = _triangles(triangles, vertices.shape[1])
@@ -82,7 +83,7 @@ def draw(maps: torch.Tensor, layout: UVLayout, raster: Rasterization) -> tuple[t
     maps = ready("maps", maps, (None, None, None, None))
     batch, channels, map_height, map_width = maps.shape
     _at_least_two("maps", (map_height, map_width))
-    nearest = ready("nearest", layout.nearest, (map_height * map_width,), torch.int64)
+    nearest = _places("nearest", layout.nearest, map_height * map_width, map_height * map_width)
     on_face = ready("on_face", layout.on_face, (map_height, map_width), torch.bool)
     corners = ready("corners", layout.corners, (None, 6))
     textured = ready("textured", layout.textured, (len(corners),), torch.bool)
@@ -100,20 +101,30 @@ def sample(images: torch.Tensor, texels: torch.Tensor, index: torch.Tensor, size
     """Images (B, C, H, W), of at least 2 x 2 pixels, at the positions (B, N, 3) of N texels, bilinearly, as maps
     (B, C, h, w) of this size that are 0 elsewhere.
 
-    index (N,) int64: the texels' flat places in the map. A position outside the image takes its border's value.
+    index (N,) int64: the texels' flat places in the map, from 0 to h * w - 1. A position outside the image takes its border's value.
     """
     images = ready("images", images, (None, None, None, None))
     batch, channels, height, width = images.shape
     _at_least_two("images", (height, width))
     texels = ready("texels", texels, (batch, None, 3))
-    index = ready("index", index, (texels.shape[1],), torch.int64)
+    index = _places("index", index, texels.shape[1], size[0] * size[1])
     maps = images.new_empty((batch, channels, *size))
     call("surface_sample", images, batch, channels, height, width, torch.get_num_threads(), len(index), texels, index,
          size[0] * size[1], maps)
     return maps
 
 
+def _places(what: str, places: torch.Tensor, count: int, size: int) -> torch.Tensor:
+    """Flat places in a map of `size` elements, int64 (count,)."""
+    places = ready(what, places, (count,), torch.int64)
+    if count and not 0 <= int(places.min()) <= int(places.max()) < size:
+        raise ValueError(f"{what} must be from 0 to {size - 1}, not from {int(places.min())} to {int(places.max())}")
+    return places
+
+
 def _triangles(triangles: torch.Tensor, vertex_count: int) -> torch.Tensor:
+    if triangles.is_floating_point() or triangles.is_complex() or triangles.dtype == torch.bool:
+        raise ValueError(f"triangles must be integers, not {triangles.dtype}")
     return ready("triangles", backends.as_int32(triangles, vertex_count), (None, 3), torch.int32)
 
 
