@@ -5,11 +5,11 @@ Items are always the same ones, so they are read once, and batches are picked on
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from utils.errors import UserError
 from utils.logging import progress
@@ -19,6 +19,8 @@ READ_AT_A_TIME = 64
 
 class ResidentItems:
     """All items of a dataset by field: tensors on a device, others, such as names, in lists.
+
+    A part that comes several times in a ConcatDataset, as portraits do to make up their share, is read and kept once.
 
     dataset: all of its items have the same fields, with tensors of one shape and type. workers: processes that read it,
     each prepared by `prepare_worker`.
@@ -32,13 +34,14 @@ class ResidentItems:
                  prepare_worker: Callable[[int], None] | None = None):
         self.tensors: dict[str, Tensor] = {}
         self.others: dict[str, list] = {}
+        self.places, distinct = _without_repeats(dataset)
         # A generator of its own, or the loader would take a number from the one that a resumed run continues.
-        loader = DataLoader(dataset, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=prepare_worker,
+        loader = DataLoader(distinct, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=prepare_worker,
                             generator=torch.Generator())
         place = 0
         for batch in progress(loader, "reading the training set", len(loader), log_type):
             if not place:
-                self._take_room(batch, len(dataset), device)
+                self._take_room(batch, len(distinct), device)
             place += self._keep(batch, place)
 
     def _take_room(self, batch: dict[str, Any], count: int, device: torch.device) -> None:
@@ -77,6 +80,22 @@ class ResidentItems:
                 chosen = []
 
     def _pick(self, chosen: list[int]) -> dict[str, Any]:
+        chosen = [self.places[index] for index in chosen]
         index = torch.tensor(chosen).to(next(iter(self.tensors.values())).device)
         return {**{name: values[index] for name, values in self.tensors.items()},
                 **{name: [values[place] for place in chosen] for name, values in self.others.items()}}
+
+
+def _without_repeats(dataset: Dataset) -> tuple[Sequence[int], Dataset]:
+    """(place of each item among the distinct ones, these): parts of a ConcatDataset that are one object count once."""
+    if not isinstance(dataset, ConcatDataset):
+        return range(len(dataset)), dataset
+    places: list[int] = []
+    distinct: list[int] = []
+    begins: dict[int, int] = {}  # of each part among the distinct items
+    for part in dataset.datasets:
+        if id(part) not in begins:
+            begins[id(part)] = len(distinct)
+            distinct.extend(range(len(places), len(places) + len(part)))
+        places.extend(range(begins[id(part)], begins[id(part)] + len(part)))
+    return places, Subset(dataset, distinct)

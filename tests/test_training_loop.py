@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import ConcatDataset, default_collate
 
 from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion,
                             interrupt_second_step, small_definition)
@@ -130,6 +130,17 @@ def test_resident_items_keep_all_fields_and_must_have_the_same():
     for other in ([plain], [{**plain, "y": torch.ones(1, dtype=torch.float64)}], [{**whole[0], "z": torch.ones(1)}]):
         with pytest.raises(ValueError, match="different"):
             ResidentItems(whole + other, torch.device("cpu"))
+
+
+def test_resident_parts_that_come_again_are_read_once():
+    few, more = SmallFaces(2), SmallFaces(5)
+    mixed = ConcatDataset([more, few, few, SmallFaces(3), few])
+    items = ResidentItems(mixed, torch.device("cpu"))
+    assert len(items.tensors["image"]) == 10 and len(items.others["name"]) == 10
+    order = [*range(len(mixed))][::-1]
+    for place, batch in zip(order, items.batches(order, 1)):
+        expected = mixed[place]
+        assert batch["name"] == [expected["name"]] and torch.equal(batch["image"][0], torch.as_tensor(expected["image"]))
 
 
 def test_a_training_set_too_large_to_be_resident_is_told(tmp_path, monkeypatch):

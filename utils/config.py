@@ -164,8 +164,7 @@ OPTIONS = {
         Option("nthreads", "int", 2, "processes that load data; of own photos, how many of a folder are worked on "
                "at a time (also spelled --num-workers)", least=0),
         Option("resident", "bool", False, "read the training set once and keep it in the memory of the device that "
-               "trains (of each, with several processes), so that no step waits for data; 0.3 to 0.5 MB a face, also for "
-               "each time that --portrait-share repeats a portrait"),
+               "trains (of each, with several processes), so that no step waits for data; 0.3 to 0.5 MB a face"),
         Option("precision", "text", "auto", "arithmetic of the networks in completions and trainings; auto is bf16 where "
                "it is fast, else fp32 (trainings on older GPUs: fp16)",
                ("auto", "fp32", "bf16", "fp16")),
