@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from test_training_loop import make_stage, make_trainer
 from utils.errors import UserError
+from zbuffer import backends
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "item", "is_nonzero", "equal"}
 READING = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__array__")
@@ -78,6 +79,7 @@ def test_steps_between_two_looks_never_wait(stage, options, tmp_path, monkeypatc
     trainer = make_trainer(tmp_path, make_stage(stage, **options), max_steps=6)
     trainer.look_every = 100
     original, waits = trainer._train_step, []
+    monkeypatch.setattr(backends, "usable", lambda *tensors: False)  # what is compiled for the CPU no GPU calls
 
     def step(batches):
         with watched(monkeypatch) as found:
