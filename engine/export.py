@@ -50,7 +50,7 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
         before = checkpoints.load_weights(target, network)[0] if keep else {}
         kept = {name for name, value in before.items() if name in weights and torch.equal(value, weights[name].to(value))}
         weights = {name: value if name in kept else rounded(value, bits) for name, value in weights.items()}
-        metadata.update(bits=bits, **({"kept": len(kept)} if keep else {}))
+        metadata["bits"] = bits
     checkpoints.save_weights(target, network, weights, metadata, half=half)
     return metadata
 
