@@ -32,8 +32,6 @@ def kernel(request, tmp_path_factory):
     subprocess.run([COMPILER, *options, *KERNELS[request.param], str(native.SOURCES / "zbuffer_cpu.cpp"), "-o",
                     str(path)], check=True, capture_output=True)
     library = ctypes.CDLL(str(path))
-    for name in ("zbuffer_rasterize_float", "zbuffer_rasterize_double"):
-        getattr(library, name).restype = ctypes.c_int64
     before = backends._libraries.get("cpu")
     backends._libraries["cpu"] = library
     yield request.param

@@ -60,10 +60,7 @@ def load(unit):
     with _lock:
         if unit not in _libraries:
             try:
-                library = ctypes.CDLL(str(native.find_or_build(unit)))
-                for name in ("zbuffer_rasterize_float", "zbuffer_rasterize_double"):
-                    getattr(library, name).restype = ctypes.c_int64
-                _libraries[unit] = library
+                _libraries[unit] = ctypes.CDLL(str(native.find_or_build(unit)))
             except native.BuildError as error:
                 _libraries[unit] = error
             except OSError as error:
@@ -89,21 +86,18 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
     triangle = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
     depth = vertices.new_empty((items, height, width))
     barycentrics = vertices.new_empty((items, height, width, 3))
-    numbers = [items, vertices.shape[1], triangles.shape[0], height, width, int(cull)]
-    arguments = [*map(_pointer, (vertices, triangles)), *map(ctypes.c_int64, numbers)]
-    outputs = [_pointer(output) for output in (triangle, depth, barycentrics)]
-    suffix = "double" if vertices.dtype == torch.float64 else "float"
-    function = getattr(library, f"zbuffer_rasterize_{suffix}")
+    name = f"zbuffer_rasterize_{'double' if vertices.dtype == torch.float64 else 'float'}"
+    mesh = [vertices, triangles, items, vertices.shape[1], len(triangles), height, width, int(cull)]
+    outputs = [triangle, depth, barycentrics]
     if unit == "cpu":
-        code = function(*arguments, ctypes.c_int64(torch.get_num_threads()), *outputs)
-        message = ""
-    else:
-        keys = torch.empty(items * height * width + 1, dtype=torch.int64, device=vertices.device)
-        text = ctypes.create_string_buffer(1000)
-        code = function(*arguments, ctypes.c_int64(vertices.device.index), _pointer(keys), *outputs, text,
-                        ctypes.c_int64(len(text)))
-        message = text.value.decode(errors="replace")
-    _check_code(code, message, triangles, vertices.shape[1])
+        call(name, *mesh, torch.get_num_threads(), *outputs, triangles=triangles, vertex_count=vertices.shape[1])
+        return triangle, depth, barycentrics
+    keys = torch.empty(items * height * width + 1, dtype=torch.int64, device=vertices.device)
+    text = ctypes.create_string_buffer(1000)
+    function = getattr(library, name)
+    function.restype = ctypes.c_int64
+    code = function(*map(_argument, [*mesh, vertices.device.index, keys, *outputs]), text, ctypes.c_int64(len(text)))
+    _check_code(code, text.value.decode(errors="replace"), triangles, vertices.shape[1])
     return triangle, depth, barycentrics
 
 
