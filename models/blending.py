@@ -28,8 +28,8 @@ def from_uint8(image: torch.Tensor) -> torch.Tensor:
 
 
 def least_around(maps: torch.Tensor, reach: int) -> torch.Tensor:
-    """Least value of maps (B, C, H, W) at each pixel and up to `reach` rows and columns away (pooling takes ten times
-    as long on a CPU)."""
+    """Least value of maps (B, C, H, W) at each pixel and up to `reach` rows and columns away (on a CPU pooling
+    takes several times as long)."""
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (reach,) * 4, value=float("inf"))
     rows = functools.reduce(torch.minimum, (padded[..., step:step + height, :] for step in range(2 * reach + 1)))

@@ -1,7 +1,8 @@
 """What is asked of a mesh around its z-buffer, compiled: each in one pass over the memory, where PyTorch needs many.
 
-Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.renderer` says the same in PyTorch, which serves
-everything else and is what the results are compared with (``tests/test_surface.py``); they agree but for rounding.
+Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.renderer` says the same in PyTorch,
+which serves everything else and is what the results are compared with (``tests/test_surface.py``); they agree but for
+rounding.
 Positions, rasters and triangles are as in :mod:`zbuffer`.
 """
 
@@ -101,7 +102,8 @@ def sample(images: torch.Tensor, texels: torch.Tensor, index: torch.Tensor, size
     """Images (B, C, H, W), of at least 2 x 2 pixels, at the positions (B, N, 3) of N texels, bilinearly, as maps
     (B, C, h, w) of this size that are 0 elsewhere.
 
-    index (N,) int64: the texels' flat places in the map, from 0 to h * w - 1. A position outside the image takes its border's value.
+    index (N,) int64: the texels' flat places in the map, from 0 to h * w - 1. A position outside the image takes its
+    border's value.
     """
     images = ready("images", images, (None, None, None, None))
     batch, channels, height, width = images.shape
@@ -117,8 +119,10 @@ def sample(images: torch.Tensor, texels: torch.Tensor, index: torch.Tensor, size
 def _places(what: str, places: torch.Tensor, count: int, size: int) -> torch.Tensor:
     """Flat places in a map of `size` elements, int64 (count,)."""
     places = ready(what, places, (count,), torch.int64)
-    if count and not 0 <= int(places.min()) <= int(places.max()) < size:
-        raise ValueError(f"{what} must be from 0 to {size - 1}, not from {int(places.min())} to {int(places.max())}")
+    if count:
+        least, most = map(int, places.aminmax())
+        if least < 0 or most >= size:
+            raise ValueError(f"{what} must be from 0 to {size - 1}, not from {least} to {most}")
     return places
 
 
