@@ -36,6 +36,18 @@ def least_around(maps: torch.Tensor, reach: int) -> torch.Tensor:
     return functools.reduce(torch.minimum, (rows[..., step:step + width] for step in range(2 * reach + 1)))
 
 
+def may_look(tensor: torch.Tensor) -> bool:
+    """Whether a decision may depend on a tensor's values: looking would hold up a GPU, and is not possible where the
+    program is being translated; where it is differentiated, all values take the same way."""
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _average_around(maps: torch.Tensor, reach: int) -> torch.Tensor:
+    """Mean of maps (B, C, H, W) over each pixel and those up to `reach` rows and columns away, 0 beyond the border."""
+    rows = F.avg_pool2d(maps, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.avg_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
+
+
 class Box(NamedTuple):
     """Rows top to bottom - 1 and columns left to right - 1 of a map."""
 
@@ -46,9 +58,8 @@ class Box(NamedTuple):
 
     @classmethod
     def around(cls, region: torch.Tensor) -> "Box | None":
-        """Of a region (B, 1, H, W) bool. None, for everything, where looking would hold up a GPU, or is not possible
-        since the program is being translated or differentiated."""
-        if region.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """Of a region (B, 1, H, W) bool; None, for everything, where one must not look (:func:`may_look`)."""
+        if not may_look(region):
             return None
         rows, columns = (region.any(dim).any(0).flatten().nonzero() for dim in (3, 2))
         if not len(rows):
@@ -125,8 +136,12 @@ def blend(image: torch.Tensor, hole: torch.Tensor, rendered: torch.Tensor, known
     clamped to [-1, 1] inside the hole and bit-identical to the image outside.
     """
     weight = known.to(rendered.dtype) * ~hole
-    correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight, Box.around(hole))
-    return torch.where(hole, (rendered + correction).clamp(-1, 1), image)
+    box = Box.around(hole)
+    correction = pull_push(torch.where(weight > 0, image - rendered, 0), weight, box)
+    if box is None:
+        return torch.where(hole, (rendered + correction).clamp(-1, 1), image)
+    joined = (box.of(rendered) + box.of(correction)).clamp(-1, 1)
+    return box.into(image.clone(), torch.where(box.of(hole), joined, box.of(image)))
 
 
 def keep_grey(filled: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
@@ -137,6 +152,8 @@ def keep_grey(filled: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
     coloured = (filled.amax(1, keepdim=True) - filled.amin(1, keepdim=True) > GREY) & ~hole
     visible = (~hole).sum((1, 2, 3), keepdim=True)
     grey = (coloured.sum((1, 2, 3), keepdim=True) <= COLOURED_SHARE * visible) & (visible > 0)
+    if may_look(grey) and not grey.any():
+        return filled
     luma = sum(weight * filled[:, channel:channel + 1] for channel, weight in enumerate(LUMA))
     return torch.where(grey & hole, luma, filled)
 
@@ -158,9 +175,8 @@ def fill_beside(image: torch.Tensor, hole: torch.Tensor, face: torch.Tensor) -> 
     height, width = image.shape[-2:]
     part = (box or Box(0, height, 0, width)).grown(RIM, height, width)
     seen, on_face = part.of(visible), part.of(face & ~hole).to(image.dtype)
-    size = 2 * RIM + 1
-    share = F.avg_pool2d(on_face, size, 1, RIM)
-    nearest = F.avg_pool2d(seen * on_face, size, 1, RIM) / share.clamp(min=1e-6)
+    share, sums = (_average_around(maps, RIM) for maps in (on_face, seen * on_face))
+    nearest = sums / share.clamp(min=1e-6)
     # Beside a straight outline share is 1/2.
     filled = torch.lerp(part.of(surroundings), nearest, (2 * share).clamp(max=1))
     filled = torch.where(part.of(hole), filled, part.of(image))

@@ -55,6 +55,17 @@ def shade_maps(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
     return colours.reshape(normals.shape)
 
 
+def shade_polynomials(light: torch.Tensor) -> torch.Tensor:
+    """:func:`shade` as polynomials of the normal: light (B, 27) -> coefficients (B, 3, 10), a row a colour, of 1, x, y,
+    z, x^2, y^2, z^2, xy, xz and yz."""
+    constant, z, y, x, zonal, yz, xz, xy, difference = light.reshape(len(light), 3, 9).unbind(-1)
+    zonal, difference = _BAND_2_ZONAL * zonal, _BAND_2_DIFFERENCE * difference
+    return torch.stack([
+        _BAND_0 * constant, _BAND_1 * x, _BAND_1 * y, _BAND_1 * z, difference - zonal, -difference - zonal, 2 * zonal,
+        _BAND_2_MIXED * xy, _BAND_2_MIXED * xz, _BAND_2_MIXED * yz,
+    ], dim=-1)
+
+
 def to_albedo(texture: torch.Tensor, shade: torch.Tensor) -> torch.Tensor:
     """Texture in [0, 1] and its shade -> the inpainter's albedo in [-1, 1]; :func:`to_texture` undoes it."""
     return texture / shade.clamp(min=MIN_SHADE) - ALBEDO_CENTRE

@@ -40,9 +40,12 @@ def rotation(pose: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(vectors: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
-    """Vectors (B, N, 3) of the model -> camera space (x right, y up, z nearer), by the pose's unscaled rotation."""
-    rows = rotation(pose).unbind(1)
-    return torch.stack([(vectors * row[:, None]).sum(-1) for row in rows], dim=-1)
+    """Vectors (B, N, 3) of the model -> camera space (x right, y up, z nearer), by the pose's unscaled rotation.
+
+    In the vectors' precision also under autocast.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        return torch.bmm(vectors, rotation(pose).to(vectors.dtype).transpose(1, 2))
 
 
 def project(vertices: torch.Tensor, scale: torch.Tensor, pose: torch.Tensor, offset: int = 0) -> torch.Tensor:
@@ -184,11 +187,16 @@ class Renderer(nn.Module):
     def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Unit camera-space normals on the UV map, 0 outside: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256)."""
         incident = Incidence(self.incident_triangles, self.incident_first)
-        normals = rotate(vertex_normals(vertices, self.triangles, incident), pose)
-        return self._to_map(_unit(self._at_texels(normals)))
+        normals = vertex_normals(vertices, self.triangles, incident)
+        if backends.usable(normals, pose, self.texel_weights):
+            texels = surface.Texels(self.texel_corners.view(-1, 3), self.texel_weights.view(-1, 3))
+            return surface.texel_normals(normals, rotation(pose), texels, self.texels, (UV_HEIGHT, UV_WIDTH))
+        return self._to_map(_unit(rotate(self._at_texels(normals), pose)))
 
     def uv_shade(self, normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
         """Shade, not clamped, of UV normals (B, 3, 192, 256) under light (B, 27); 1 outside the face."""
+        if backends.usable(normals, light):
+            return surface.quadratic(normals, self.uv_mask, lighting.shade_polynomials(light), 1.0)
         return torch.where(self.uv_mask, lighting.shade_maps(normals, light), 1.0)
 
     def unwrap(self, image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -385,6 +385,15 @@ def ask_surface(rng: Rng, vertices: torch.Tensor, triangles: torch.Tensor, raste
     corners = torch.from_numpy(rng.uniform(-3, 12, (len(triangles), 6))).float()
     layout = surface.UVLayout(torch.arange(80), torch.from_numpy(rng.random((8, 10)) < 0.7), corners,
                               torch.from_numpy(rng.random(len(triangles)) < 0.8))
+    count = 30 if vertices.shape[1] else 0
+    between = surface.Texels(torch.from_numpy(rng.integers(0, max(vertices.shape[1], 1), (count, 3))),
+                             torch.from_numpy(rng.random((count, 3))).float())
+    turns, places = torch.eye(3).repeat(len(vertices), 1, 1), torch.from_numpy(rng.permutation(35)[:count])
+    lengths = surface.texel_normals(normals, turns, between, places, (5, 7)).norm(dim=1)
+    assert ((lengths < 1 + 1e-3) | ~lengths.isfinite()).all()
+    on_face = torch.from_numpy(rng.random((5, 7)) < 0.5)
+    shade = surface.quadratic(torch.ones(len(vertices), 3, 5, 7), on_face, torch.ones(len(vertices), 2, 10), 0)
+    assert torch.equal(shade, 10 * on_face.float().expand_as(shade))
     maps = torch.ones(len(vertices), int(rng.integers(0, 6)), 8, 10)
     unwrapped = surface.sample(maps, texels, torch.from_numpy(rng.permutation(35)[:30]), (5, 7))
     assert ((unwrapped - 1).abs().amax(0).sum(dim=(1, 2)) < 5 + 1e-3).all()  # but for the five texels that have no place

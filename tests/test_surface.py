@@ -69,6 +69,26 @@ def test_a_vertex_without_an_area_has_no_normal(monkeypatch):
     assert torch.equal(ours[0], torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]]))
 
 
+def test_normals_and_shade_of_the_map(renderer, scene, monkeypatch):
+    vertices, pose, *_ = scene
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.uv_normals(vertices, pose))
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-5 and (theirs[:, 2] > 0.9).any()
+    assert (ours[:, :, ~renderer.uv_mask] == 0).all()
+    monkeypatch.undo()
+    light = torch.randn(len(YAWS), 27, generator=torch.Generator().manual_seed(0))
+    ours, theirs = in_both_ways(monkeypatch, lambda: renderer.uv_shade(theirs, light))
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-5 and theirs.std() > 0.1
+    assert (ours[:, :, ~renderer.uv_mask] == 1).all()
+
+
+def test_a_texel_between_opposite_normals_has_none(monkeypatch):
+    texels = surface.Texels(torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[0.5, 0.5, 0], [0, 0, 1.0]]))
+    normals = torch.tensor([[[0.0, 0, 1], [0, 0, -1], [0, 1, 0]]])
+    maps = surface.texel_normals(normals, torch.eye(3)[None].roll(1, 1), texels, torch.tensor([5, 0]), (2, 3))
+    assert maps.shape == (1, 3, 2, 3) and torch.equal(maps[0, :, 0, 0], torch.tensor([0.0, 0, 1]))
+    assert torch.equal(maps[0].abs().sum(0), torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+
+
 def test_visible_texels(renderer, scene, monkeypatch):
     vertices, pose, positions, raster = scene
     normals = renderer.uv_normals(vertices, pose)
@@ -140,8 +160,9 @@ def test_extended_pictures(monkeypatch, size, known):
 def test_an_item_does_not_depend_on_the_batch_or_the_threads(renderer, scene):
     vertices, pose, positions, raster = scene
     normals, maps = renderer.uv_normals(vertices, pose), torch.rand(len(YAWS), 3, 192, 256)
+    light = torch.rand(len(YAWS), 27)
     together = (vertex_normals(vertices, renderer.triangles), renderer.uv_visibility(positions, normals, raster),
-                *renderer.render_covered(maps, raster))
+                *renderer.render_covered(maps, raster), normals, renderer.uv_shade(normals, light))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -149,7 +170,8 @@ def test_an_item_does_not_depend_on_the_batch_or_the_threads(renderer, scene):
             part, one = slice(item, item + 1), type(raster)(*(values[item:item + 1] for values in raster))
             alone = (vertex_normals(vertices[part], renderer.triangles),
                      renderer.uv_visibility(positions[part], normals[part], one),
-                     *renderer.render_covered(maps[part], one))
+                     *renderer.render_covered(maps[part], one), renderer.uv_normals(vertices[part], pose[part]),
+                     renderer.uv_shade(normals[part], light[part]))
             assert all(torch.equal(whole[part], single) for whole, single in zip(together, alone))
     finally:
         torch.set_num_threads(threads)
@@ -196,8 +218,18 @@ def test_tensors_that_do_not_fit_are_errors(renderer, scene):
     vertices, pose, positions, raster = scene
     texels, cosine, tolerance = torch.rand(len(YAWS), 9, 3), torch.rand(len(YAWS), 9), surface.Tolerance(1, 1, 1)
     layout = surface.UVLayout(renderer.nearest_texel, renderer.uv_mask, renderer.corner_uv, renderer.textured)
-    index = torch.arange(9)
+    index, on_mesh = torch.arange(9), surface.Texels(torch.zeros(9, 3, dtype=torch.int64), torch.rand(9, 3))
+    turns, on_face = torch.eye(3).expand(len(YAWS), 3, 3), torch.ones(4, 4, dtype=torch.bool)
     wrong = [
+        lambda: surface.texel_normals(vertices, turns[:1], on_mesh, index, (4, 4)),
+        lambda: surface.texel_normals(vertices, turns, on_mesh, index + 8, (4, 4)),
+        lambda: surface.texel_normals(vertices, turns, on_mesh, index[1:], (4, 4)),
+        lambda: surface.texel_normals(vertices, turns, on_mesh._replace(weights=torch.rand(9)), index, (4, 4)),
+        lambda: surface.texel_normals(vertices, turns, on_mesh._replace(corners=on_mesh.corners - 1), index, (4, 4)),
+        lambda: surface.texel_normals(vertices, turns, on_mesh._replace(corners=on_mesh.corners.int()), index, (4, 4)),
+        lambda: surface.quadratic(torch.rand(2, 3, 4, 4), on_face[1:], torch.rand(2, 1, 10), 1),
+        lambda: surface.quadratic(torch.rand(2, 3, 4, 4), on_face, torch.rand(1, 1, 10), 1),
+        lambda: surface.quadratic(torch.rand(2, 3, 4, 4), on_face, torch.rand(2, 1, 9), 1),
         lambda: surface.vertex_normals(vertices[0], renderer.triangles),
         lambda: surface.vertex_normals(vertices.double(), renderer.triangles),
         lambda: surface.visible_texels(positions[:1], renderer.triangles, raster, texels, cosine, tolerance),

@@ -15,7 +15,8 @@ import torch
 from . import Rasterization, backends
 from .backends import call, ready
 
-__all__ = ["Tolerance", "UVLayout", "draw", "sample", "vertex_normals", "visible_texels"]
+__all__ = ["Texels", "Tolerance", "UVLayout", "draw", "quadratic", "sample", "texel_normals", "vertex_normals",
+           "visible_texels"]
 
 
 class UVLayout(NamedTuple):
@@ -30,6 +31,15 @@ class UVLayout(NamedTuple):
     """(T, 6) float32: row and column in the map of each triangle's three corners."""
     textured: torch.Tensor
     """(T,) bool: triangles that the map shows where ``corners`` says."""
+
+
+class Texels(NamedTuple):
+    """Where N texels lie on a mesh of V vertices."""
+
+    corners: torch.Tensor
+    """(N, 3) int64 from 0 to V - 1: the corners of each texel's triangle."""
+    weights: torch.Tensor
+    """(N, 3) float32: its barycentrics there."""
 
 
 class Tolerance(NamedTuple):
@@ -55,6 +65,37 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Ten
     call("surface_vertex_normals", vertices, triangles, len(vertices), vertices.shape[1], len(triangles),
          torch.get_num_threads(), normals, triangles=triangles, vertex_count=vertices.shape[1])
     return normals
+
+
+def texel_normals(normals: torch.Tensor, rotation: torch.Tensor, texels: Texels, index: torch.Tensor,
+                  size: tuple[int, int]) -> torch.Tensor:
+    """Normals (B, V, 3) of vertices turned by rotation (B, 3, 3), at N texels: unit normals as maps (B, 3, h, w) of this
+    size, 0 elsewhere and where there is no direction.
+
+    index (N,) int64: the texels' flat places in the map, from 0 to h * w - 1.
+    """
+    normals = ready("normals", normals, (None, None, 3))
+    rotation = ready("rotation", rotation, (len(normals), 3, 3))
+    index = _places("index", index, len(texels.corners), size[0] * size[1])
+    maps = normals.new_empty((len(normals), 3, *size))
+    call("surface_texel_normals", normals, *normals.shape[:2], torch.get_num_threads(),
+         *_on_mesh(texels, normals.shape[1]), index, size[0] * size[1], rotation, maps)
+    return maps
+
+
+def quadratic(maps: torch.Tensor, on_face: torch.Tensor, coefficients: torch.Tensor, beside: float) -> torch.Tensor:
+    """Polynomials of second order of maps (B, 3, h, w) of x, y, z: (B, C, h, w), and `beside` where not on_face (h, w) bool.
+
+    coefficients (B, C, 10): of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
+    """
+    maps = ready("maps", maps, (None, 3, None, None))
+    batch, _, height, width = maps.shape
+    on_face = ready("on_face", on_face, (height, width), torch.bool)
+    coefficients = ready("coefficients", coefficients, (batch, None, 10))
+    results = maps.new_empty((batch, coefficients.shape[1], height, width))
+    call("surface_quadratic", maps, batch, height * width, torch.get_num_threads(), on_face, coefficients,
+         coefficients.shape[1], float(beside), results)
+    return results
 
 
 def visible_texels(positions: torch.Tensor, triangles: torch.Tensor, raster: Rasterization, texels: torch.Tensor,
@@ -124,6 +165,13 @@ def _places(what: str, places: torch.Tensor, count: int, size: int) -> torch.Ten
         if least < 0 or most >= size:
             raise ValueError(f"{what} must be from 0 to {size - 1}, not from {least} to {most}")
     return places
+
+
+def _on_mesh(texels: Texels, vertex_count: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    corners = ready("texels' corners", texels.corners, (None, 3), torch.int64)
+    weights = ready("texels' weights", texels.weights, corners.shape)
+    _places("texels' corners", corners.flatten(), corners.numel(), vertex_count)
+    return len(corners), corners, weights
 
 
 def _triangles(triangles: torch.Tensor, vertex_count: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
-// What is asked of a mesh around its z-buffer, each in one pass over the memory: the normals of its vertices, which texels
-// of a map laid over it an image shows, and the map drawn through it. In float32 and forward only; models/renderer.py says
+// What is asked of a mesh around its z-buffer, each in one pass over the memory: the normals of its vertices and of a map
+// laid over it, which texels of the map an image shows, and the map drawn through it. In float32 and forward only; models/renderer.py says
 // the same in PyTorch, for GPUs and gradients, and is what the results are compared with.
 
 namespace surface {
@@ -51,6 +51,54 @@ inline void vertex_normals(const Mesh& mesh, float* normals) {
     const float square = normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2];
     const float length = std::sqrt(square < kSmallestSquare ? kSmallestSquare : square);
     for (int k = 0; k < 3; ++k) normal[k] /= length;
+  }
+}
+
+// How texels of a map lie on the mesh: each between three vertices.
+struct Texels {
+  int64_t count;
+  const int64_t* corners;  // (count, 3) vertices
+  const float* weights;    // (count, 3)
+};
+
+// What lies at a texel of what vertices have, (vertex_count, 3).
+inline Vector at_texel(const float* attributes, const Texels& texels, int64_t texel) {
+  const int64_t* corner = texels.corners + 3 * texel;
+  const float* weight = texels.weights + 3 * texel;
+  const float *a = attributes + 3 * corner[0], *b = attributes + 3 * corner[1], *c = attributes + 3 * corner[2];
+  return {a[0] * weight[0] + b[0] * weight[1] + c[0] * weight[2], a[1] * weight[0] + b[1] * weight[1] + c[1] * weight[2],
+          a[2] * weight[0] + b[2] * weight[1] + c[2] * weight[2]};
+}
+
+// The vertices' normals at each texel, turned by ROTATION (3, 3), of length 1 unless 0, into the places INDEX names of maps
+// (3, MAP_SIZE), which are 0 elsewhere.
+inline void texel_normals(const float* normals, const float* rotation, const Texels& texels, const int64_t* index,
+                          int64_t map_size, float* maps) {
+  std::fill(maps, maps + 3 * map_size, 0.0f);
+  for (int64_t i = 0; i < texels.count; ++i) {
+    const Vector at = at_texel(normals, texels, i);
+    const float square = at.x * at.x + at.y * at.y + at.z * at.z;
+    const float scale = 1 / std::sqrt(square < kSmallestSquare ? kSmallestSquare : square);
+    for (int k = 0; k < 3; ++k) {
+      const float* row = rotation + 3 * k;
+      maps[k * map_size + index[i]] = (row[0] * at.x + row[1] * at.y + row[2] * at.z) * scale;
+    }
+  }
+}
+
+// Polynomials of second order of maps (3, map_size) of x, y and z where ON_FACE (map_size), elsewhere BESIDE: CHANNELS maps,
+// by coefficients (channels, 10) of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
+inline void quadratic(const float* maps, const uint8_t* on_face, int64_t map_size, const float* coefficients,
+                      int64_t channels, float beside, float* results) {
+  const float *x = maps, *y = maps + map_size, *z = maps + 2 * map_size;
+  for (int64_t channel = 0; channel < channels; ++channel, coefficients += 10, results += map_size) {
+    float c[10];
+    std::copy(coefficients, coefficients + 10, c);
+    for (int64_t i = 0; i < map_size; ++i) {
+      const float value = c[0] + x[i] * (c[1] + c[4] * x[i] + c[7] * y[i] + c[8] * z[i])
+                          + y[i] * (c[2] + c[5] * y[i] + c[9] * z[i]) + z[i] * (c[3] + c[6] * z[i]);
+      results[i] = on_face[i] ? value : beside;
+    }
   }
 }
 

@@ -382,6 +382,24 @@ extern "C" int64_t surface_vertex_normals(const float* vertices, const int32_t* 
   });
 }
 
+extern "C" int64_t surface_texel_normals(const float* normals, int64_t items, int64_t vertex_count, int64_t threads,
+                                         int64_t texel_count, const int64_t* corners, const float* weights,
+                                         const int64_t* index, int64_t map_size, const float* rotations, float* maps) {
+  return for_each_item(items, threads, [&](int64_t item) {
+    surface::texel_normals(normals + 3 * item * vertex_count, rotations + 9 * item, {texel_count, corners, weights},
+                           index, map_size, maps + 3 * item * map_size);
+  });
+}
+
+extern "C" int64_t surface_quadratic(const float* maps, int64_t items, int64_t map_size, int64_t threads,
+                                     const uint8_t* on_face, const float* coefficients, int64_t channels, float beside,
+                                     float* results) {
+  return for_each_item(items, threads, [&](int64_t item) {
+    surface::quadratic(maps + 3 * item * map_size, on_face, map_size, coefficients + 10 * item * channels, channels,
+                       beside, results + item * channels * map_size);
+  });
+}
+
 extern "C" int64_t surface_visible_texels(const float* vertices, const int32_t* triangles, int64_t items,
                                           int64_t vertex_count, int64_t triangle_count, int64_t threads,
                                           int64_t height, int64_t width, const int64_t* triangle, const float* depth,
