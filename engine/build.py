@@ -15,7 +15,7 @@ from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
 from engine.distributed import ALONE, World, in_main
 from engine.stage import Stage
-from models.morphable import MorphableModel, mirror_uv
+from models.morphable import BUILTIN_LAYOUT, MorphableModel, mirror_uv
 from utils import device as devices, files
 from utils.errors import UserError
 from utils.logging import note, warning
@@ -309,12 +309,12 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain, dtype).eval(), dtype)
         return _compiled(settings, flat.to(device or choose_device(settings)))
+    encoder, model, _ = _load_geometry(settings)
     refiner = None
     if inpainter is None:
-        inpainter = _load_inpainter(settings)
+        inpainter = _load_inpainter(settings, model)
         if settings.model_type == "refined":
             refiner = load_refiner(settings.refiner_ckpt)
-    encoder, model, _ = _load_geometry(settings)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
                                 refiner=refiner, dtype=dtype)
@@ -333,17 +333,45 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     return completion
 
 
-def _load_inpainter(settings: Any) -> torch.nn.Module:
-    """What --model-type names."""
+def _load_inpainter(settings: Any, model: MorphableModel) -> torch.nn.Module:
+    """What --model-type names, for the UV map of this morphable model."""
     from models.mixture import Mixture
-    from models.weights import load_inpainter, load_linear
     if settings.model_type == "linear":
         if settings.recon_ckpt != DEFAULT_INPAINTER:
             raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose "
                             "another, or leave it out")
-        return load_linear(settings.linear_ckpt)[0]
-    network, _ = load_inpainter(settings.recon_ckpt, mirror_uv)
-    return network if settings.model_type == "3dmm_pca" else Mixture(load_linear(settings.linear_ckpt)[0], network)
+        return _load_linear(settings, model)
+    network = _load_network(settings.recon_ckpt, model, "--recon-ckpt")
+    return network if settings.model_type == "3dmm_pca" else Mixture(_load_linear(settings, model), network)
+
+
+def _load_network(path: str, model: MorphableModel, option: str) -> torch.nn.Module:
+    """The trained inpainter in a file that an option names; UserError unless it knows this model's UV map."""
+    from models.weights import load_inpainter
+    network, metadata = load_inpainter(path, mirror_uv)
+    _check_layout(model, metadata, f"{option} {path}", "train an inpainter for it with --stage inpainter")
+    return network
+
+
+def _load_linear(settings: Any, model: MorphableModel) -> torch.nn.Module:
+    """The trained linear fill; UserError unless it knows this model's UV map."""
+    from models.weights import load_linear
+    linear, metadata = load_linear(settings.linear_ckpt)
+    _check_layout(model, metadata, f"--linear-ckpt {settings.linear_ckpt}",
+                  "make one for it with python -m engine.linear_fill")
+    return linear
+
+
+def _check_layout(model: MorphableModel, metadata: Mapping[str, Any], file: str, remedy: str) -> None:
+    """Raises UserError if what completes albedo knows another UV map than the morphable model's.
+
+    metadata: as `models.weights` returns it; files from before it was stored know the built-in model's.
+    """
+    stored = metadata.get("uv_layout") or dict(metadata.get("metadata") or {}).get("uv_layout") or BUILTIN_LAYOUT
+    published = metadata.get("source") == "published"
+    if model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored:
+        raise UserError(f"{file} completes the UV map of another morphable model than the encoder's (--definition): "
+                        f"{remedy}, and name that file, or use the encoder that belongs to this one (--3dmm-ckpt)")
 
 
 def _image_completion(settings: Any, grain: bool, dtype: torch.dtype) -> torch.nn.Module:
@@ -396,6 +424,8 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
     builders = {"encoder": _encoder_stage, "occlusion": _occlusion_stage, "inpainter": _inpainter_stage,
                 "refiner": _refiner_stage, "inpainter2d": _image_stage}
     _check_loss_options(settings)
+    if settings.stage in ("refiner", "inpainter2d") and settings.resolution[0] == WINDOW_SIZE:
+        raise UserError(f"--stage {settings.stage} learns from whole aligned crops: leave --resolution at [256,256]")
     if settings.inpainter_options and (settings.stage != "inpainter" or settings.finetune):
         raise UserError("--inpainter-options says how --stage inpainter begins; other stages have no such parts, and "
                         "with --finetune the file says: leave it out")
@@ -475,9 +505,10 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.layers import fold_for_inference
-    from models.weights import load_inpainter, load_occlusion
+    from models.weights import load_occlusion
     encoder, model, _ = _load_geometry(settings)
-    inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else _new_inpainter(settings)
+    inpainter = (_load_network(settings.recon_ckpt, model, "--recon-ckpt") if settings.finetune
+                 else _new_inpainter(settings))
     occlusion = None
     if settings.dataset_train not in LABELLED:
         occlusion, _ = load_occlusion(settings.occ_ckpt)
@@ -487,8 +518,9 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
     if settings.teacher_ckpt:
-        options["teacher"] = fold_for_inference(load_inpainter(settings.teacher_ckpt, mirror_uv)[0].eval())
-    return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf, **options)
+        options["teacher"] = fold_for_inference(_load_network(settings.teacher_ckpt, model, "--teacher-ckpt"))
+    return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf,
+                          windowed=settings.resolution[0] == WINDOW_SIZE, **options)
 
 
 def _new_inpainter(settings: Any) -> torch.nn.Module:
@@ -510,7 +542,7 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.refiner_stage import RefinerStage
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
-    from models.weights import load_inpainter, load_linear, load_occlusion
+    from models.weights import load_occlusion
     if not settings.portraits:
         raise UserError("--stage refiner corrects the mixed fill of real faces: say where they are with --portraits "
                         "DIR")
@@ -519,6 +551,8 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     if len(only) > 1:
         raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
     encoder, model, _ = _load_geometry(settings)
+    network = fold_for_inference(_load_network(settings.recon_ckpt, model, "--recon-ckpt"))
+    prior = _load_linear(settings, model)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for frozen in (encoder, occlusion):
         fold_for_inference(frozen.eval())
@@ -528,10 +562,8 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     portraits = FolderFaces(settings.portraits)
     models = fold_models(completion, portraits, settings.log_type, device)
     folds = {name: fold_of(index) for index, name in enumerate(portraits.names)}
-    network = fold_for_inference(load_inpainter(settings.recon_ckpt, mirror_uv)[0].eval())
-    prior = load_linear(settings.linear_ckpt)[0]
-    for model in models:
-        model.eyes = prior.eyes  # one portrait's detail, which all completions get
+    for linear in models:
+        linear.eyes = prior.eyes  # one portrait's detail, which all completions get
     return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights,
                         only="".join(only))
 

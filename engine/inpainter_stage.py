@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from engine import losses as L
 from engine import report
 from engine.augmentation import chances, colour_jitter, to_float
+from engine.encoder_stage import window
 from engine.stage import Autocast, Stage
 from engine.training_holes import Shapes, rectangles_on
 from models.blending import blend
-from models.completion import FaceCompletion, to_uint8, visible_face
+from models.completion import CROP_SIZE, FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
 from models.occlusion import FACE, OCCLUSION
 
@@ -35,8 +36,9 @@ GAN_START = 1000  # optimiser step from which the adversarial losses count
 
 
 class Examples(NamedTuple):
-    """image (B, 3, 256, 256) in [-1, 1]; face, hole (B, 1, 256, 256) bool; albedo: the true UV albedo (B, 3, 192, 256)
-    in [0, 1], or None; occluder (B, 1, 256, 256) bool: occlusion but for the face's own hair, where that is told.
+    """image (B, 3, H, W) in [-1, 1]; face, hole (B, 1, H, W) bool; albedo: the true UV albedo (B, 3, 192, 256) in
+    [0, 1], or None; occluder (B, 1, H, W) bool: occlusion but for the face's own hair, where that is told. H = W = 256,
+    or 224 where the stage learns from windows.
     """
 
     image: Tensor
@@ -55,6 +57,7 @@ class InpainterStage(Stage):
     `engine.losses.PerceptualLoss`, if its weight is not 0.
     teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
     Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
+    windowed: learn from the centre 224 px window of each crop, as the paper does, instead of all of it.
     """
 
     name, metric, higher_is_better = "inpainter", "psnr", True
@@ -66,7 +69,7 @@ class InpainterStage(Stage):
                  use_confidence: bool = True, gan_start: int = GAN_START, hole_weight: float = HOLE_WEIGHT,
                  rectangles: float = RECTANGLES, covered_occluders: float = COVERED_OCCLUDERS,
                  augmentation: float = AUGMENTATION, perceptual: nn.Module | None = None,
-                 teacher: nn.Module | None = None):
+                 teacher: nn.Module | None = None, windowed: bool = False):
         inpainter, completion.inpainter = completion.inpainter, nn.Identity()
         completion.one_by_one = False
         weights = {**DEFAULT_WEIGHTS, **(weights or {})}
@@ -78,6 +81,10 @@ class InpainterStage(Stage):
         self.hole_weight, self.rectangles = hole_weight, rectangles
         self.covered_occluders, self.augmentation = covered_occluders, augmentation
         self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
+        self.windowed = windowed
+
+    def metadata(self):
+        return {"uv_layout": self.completion.morphable.uv_layout}
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Those of DEFAULT_WEIGHTS with a weight and a truth; second, what the discriminator learns from."""
@@ -151,8 +158,7 @@ class InpainterStage(Stage):
     def _examples(self, batch: Mapping[str, Any], rngs: Sequence[np.random.Generator],
                   autocast: Autocast) -> Examples:
         """Half of them are mirrored, and their colours vary, as far as augmentation is wanted."""
-        image = to_float(batch["image"])
-        labels = self._labels(image, batch, autocast)
+        image, labels = self._pictures(batch, autocast)
         mirror = chances(rngs, 0.5 * (self.augmentation > 0), image.device)[:, None, None, None]
         image = colour_jitter(torch.where(mirror, image.flip(3), image), rngs, self.augmentation)
         labels = torch.where(mirror, labels.flip(3), labels)
@@ -165,7 +171,7 @@ class InpainterStage(Stage):
         covered = chances(rngs, self.covered_occluders, image.device)[:, None, None, None]
         hole |= occluder & covered
         if "hair" in batch:
-            hair = batch["hair"][:, None] > 0
+            hair = self._part(batch["hair"][:, None] > 0)
             occluder &= ~torch.where(mirror, hair.flip(3), hair)
         return Examples(image, face, hole, albedo, occluder)
 
@@ -173,12 +179,17 @@ class InpainterStage(Stage):
         """Where rectangular holes lie, (B, 1, H, W) bool."""
         return face
 
-    def _labels(self, image: Tensor, batch: Mapping[str, Any], autocast: Autocast) -> Tensor:
-        """Labels (B, 1, 256, 256) from the dataset, else from the occlusion net on the whole images."""
+    def _pictures(self, batch: Mapping[str, Any], autocast: Autocast) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] and labels (B, 1, H, W) from the dataset, else from the occlusion net."""
+        image = to_float(self._part(batch["image"]))
         if "labels" in batch:
-            return batch["labels"][:, None].long()
+            return image, self._part(batch["labels"][:, None]).long()
         with torch.no_grad(), autocast():
-            return self.completion.occlusion(image).argmax(1, keepdim=True)
+            return image, self.completion.occlusion(image).argmax(1, keepdim=True)
+
+    def _part(self, crops: Tensor) -> Tensor:
+        """What is learnt from of aligned crops (B, C, 256, 256)."""
+        return window(crops) if self.windowed else crops
 
     def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> nn.Module:
         """What completes the albedo of this batch: (albedo, visible) -> Inpainting."""
@@ -203,15 +214,15 @@ class InpainterStage(Stage):
 
     def _held_out(self, batch, rngs: Sequence[np.random.Generator], autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Whole images and the holes of evaluation: rectangles on the face."""
-        image = to_float(batch["image"])
-        return image, rectangles_on(self._labels(image, batch, autocast) == FACE, rngs)
+        image, labels = self._pictures(batch, autocast)
+        return image, rectangles_on(labels == FACE, rngs)
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sum of the PSNR of the completed images (whole image, 8 bits), sum of the absolute error in holes, counts."""
         image, hole = self._held_out(batch, rngs, autocast)
         with autocast():
             output = self._complete(self._inpainter(networks, batch), image, hole).output
-        difference = to_uint8(output).double() - batch["image"].double()
+        difference = to_uint8(output).double() - self._part(batch["image"]).double()
         error = difference.square().mean((1, 2, 3)).clamp(min=1e-5)
         inside = (difference.abs() * hole).sum() / 3
         values = (10 * torch.log10(255 ** 2 / error)).sum(), inside, hole.sum(), len(image)
@@ -226,9 +237,15 @@ class InpainterStage(Stage):
         few = {name: value[:4] for name, value in batch.items()}
         image, hole = self._held_out(few, rngs, torch.no_grad)
         done = self._complete(self._inpainter(networks, few), image, hole)
-        square = lambda uv: F.pad(uv, (0, 0, 32, 32), value=-1.0)
-        rows = zip(torch.where(hole, 0, image), square(done.albedo_in), square(done.albedo_out), done.output, image)
+        parts = (torch.where(hole, 0, image), done.albedo_in, done.albedo_out, done.output, image)
+        rows = zip(*map(_squared, parts))
         return report.tile([list(row) for row in rows])
+
+
+def _squared(maps: Tensor) -> Tensor:
+    """Maps or pictures (B, C, H, W) in the middle of black squares of a crop's size."""
+    rows, columns = (CROP_SIZE - side for side in maps.shape[-2:])
+    return F.pad(maps, (columns // 2, columns // 2, rows // 2, rows // 2), value=-1.0)
 
 
 def training_holes(rngs: Sequence[np.random.Generator], face: Tensor, rectangles: float = RECTANGLES) -> Tensor:

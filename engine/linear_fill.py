@@ -133,7 +133,8 @@ def make(settings: Any) -> LinearInpainter:
     completion = build.build_completion(settings.replace(precision="fp32"), device, inpainter=torch.nn.Identity())
     model = kept or fit_model(*collect(completion, faces, settings.log_type, device), COMPONENTS)
     if kept is None:
-        metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise)}
+        metadata = {"portraits": len(faces), "components": COMPONENTS, "noise": float(model.noise),
+                    "uv_layout": completion.morphable.uv_layout}
     model.eyes = find_eyes(completion, faces, model.to(device), settings.log_type, device)
     metadata = {**metadata, "eyes_of": len(faces)}
     checkpoints.save_weights(settings.linear_ckpt, "linear", model.state_dict(), metadata)

@@ -4,12 +4,15 @@ Lengths are in micrometres: x to the right in the picture, y up, z towards the c
 """
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import nn
 
 UV_HEIGHT = 192
 UV_WIDTH = 256
+BUILTIN_LAYOUT = "6a963ec15aa6ac47"  # the built-in model's `MorphableModel.uv_layout`
 UV_MIRROR_AXIS = 127  # column of the UV map on the face's symmetry plane: column c mirrors column 254 - c
 
 
@@ -51,6 +54,11 @@ class MorphableModel(nn.Module):
         buffer("vertex_uv", definition.vertex_uv, torch.float32)
         buffer("uv_triangle", definition.uv_triangle, torch.int64)
         buffer("uv_barycentrics", barycentrics, torch.float32)
+
+    @property
+    def uv_layout(self) -> str:
+        """Sixteen hexadecimal digits of which triangle each texel shows: albedo belongs to one such map alone."""
+        return hashlib.sha256(self.uv_triangle.cpu().int().numpy().tobytes()).hexdigest()[:16]
 
     def vertices(self, shape: torch.Tensor) -> torch.Tensor:
         """Normalised coefficients (B, 228), 199 identity then 29 expression -> vertices (B, V, 3) in micrometres.

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.morphable import UV_MIRROR_AXIS, MorphableModel, mirror_uv
+from datasets.definition import load_builtin
+from models.morphable import BUILTIN_LAYOUT, UV_MIRROR_AXIS, MorphableModel, mirror_uv
 from models.renderer import vertex_normals
 
 
@@ -77,3 +78,8 @@ def test_uv_mirror_maps_the_mirrored_face_onto_itself():
     points[on_face] = (model.uv_barycentrics[on_face][..., None] * corners).sum(1)
     mirrored = mirror_uv(points.permute(2, 0, 1)) * torch.tensor([-1.0, 1, 1])[:, None, None]
     assert (mirrored.permute(1, 2, 0) - points).abs().max() < 1  # micrometres
+
+
+def test_the_layout_of_the_uv_map_is_told_apart():
+    assert MorphableModel(load_builtin()).uv_layout == BUILTIN_LAYOUT
+    assert face_samples.morphable().uv_layout != BUILTIN_LAYOUT

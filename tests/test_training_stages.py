@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, small_definition
+from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, settings, small_definition
 
 from datasets.masks import random_rectangle
 from engine import build
@@ -25,7 +25,7 @@ from models.completion import FaceCompletion
 from models.encoder import Encoder
 from models.lighting import shade
 from models.morphable import MorphableModel
-from models.occlusion import OcclusionNet
+from models.occlusion import FACE, OcclusionNet
 from models.renderer import Renderer, rotation
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -171,6 +171,33 @@ def test_an_inpainter_imitates_its_teacher():
     assert stage.weights["teacher"] == 1
     found["other"]["teacher"].backward()
     assert student.conv.weight.grad.abs().max() > 0 and teacher.conv.weight.grad is None
+
+
+def test_the_inpainter_learns_from_the_window_where_the_paper_does():
+    batch = next(iter(DataLoader(SmallFaces(2), batch_size=2)))
+    margin = torch.ones(256, 256, dtype=torch.bool)
+    margin[16:240, 16:240] = False
+    elsewhere = {**batch, "image": torch.where(margin, 255 - batch["image"], batch["image"]),
+                 "labels": torch.where(margin, FACE, batch["labels"])}
+    found = {}
+    for windowed in (True, False):
+        for name, faces in (("same", batch), ("margin", elsewhere)):
+            torch.manual_seed(0)
+            completion = FaceCompletion(SmallEncoder(), SmallInpainter(), MorphableModel(small_definition()), iterations=1)
+            stage = InpainterStage(completion, torch.nn.Identity(), {"gan": 0.0}, windowed=windowed)
+            rngs = [face_generators((0,), range(2)) for _ in range(2)]
+            losses = stage.losses(faces, rngs[0], nullcontext, 0)[0]
+            with torch.no_grad():
+                found[windowed, name] = [*losses.values(), stage.validate(stage.networks, faces, rngs[1], nullcontext)]
+            assert stage.pictures(stage.networks, faces, rngs[1]).shape[0] == 3
+    close = [all(map(torch.equal, found[windowed, "same"], found[windowed, "margin"])) for windowed in (True, False)]
+    assert close == [True, False]
+
+
+@pytest.mark.parametrize("stage", ["refiner", "inpainter2d"])
+def test_stages_that_need_the_whole_crop_say_so(stage):
+    with pytest.raises(UserError, match="leave --resolution at"):
+        build.build_stage(settings(stage=stage, resolution=[224, 224]), None)
 
 
 def test_landmark_error_by_hand():

@@ -95,8 +95,8 @@ OPTIONS = {
                "groups of such), the true landmarks of the faces of --dataroot in the crop's pixels"),
         Option("face_dir", "path", None, "--eval: folder with one NAME.png per face of --dataroot, 255 = the "
                "face's region, of which the hole is a share"),
-        Option("resolution", "size", [256, 256], "[256,256] completes the whole aligned crop, [224,224] the centre "
-               "window that the networks see"),
+        Option("resolution", "size", [256, 256], "[256,256] completes the whole aligned crop, and trains the "
+               "inpainter on it; [224,224] the centre window that the encoder sees"),
     ],
     "Holes": [
         Option("mask_source", "text", None, "where holes come from; default: random to evaluate (file with "
