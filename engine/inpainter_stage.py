@@ -112,7 +112,10 @@ class InpainterStage(Stage):
 
     def _image_losses(self, losses: dict[str, Tensor], output: Tensor, factors: Any, image: Tensor, face: Tensor,
                       hole: Tensor, autocast: Autocast, step: int):
-        """Adds what is measured on the completed image; the second result is what the discriminator learns from."""
+        """Adds what is measured on the completed image; the second result is what the discriminator learns from.
+
+        Not weighted by the uncertainty (the paper's pixel losses are): it belongs to texels, and weighs them already.
+        """
         if not (self._adversarial(step) or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
             return losses, None
         rendered, coverage = self.completion.render_face(output, factors.uv_shade, factors.raster)
