@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
@@ -293,9 +292,8 @@ def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor
         kept[0] = False  # face and hole
         kept[regions[cv2.dilate(hidden.astype(np.uint8), CROSS) > 0]] = False
         for island in np.flatnonzero(kept):
-            rows, columns = slice(top[island], top[island] + height[island]), slice(left[island], left[island] + width[island])
-            result[rows, columns].masked_fill_(
-                torch.from_numpy(regions[rows, columns] == island).to(result.device), 1)
+            box = (slice(top[island], top[island] + height[island]), slice(left[island], left[island] + width[island]))
+            result[box].masked_fill_(torch.from_numpy(regions[box] == island).to(result.device), 1)
     return filled
 
 

@@ -134,6 +134,9 @@ class Renderer(nn.Module):
     def __init__(self, morphable: MorphableModel):
         super().__init__()
         self.morphable = morphable
+        least, most = morphable.triangles.aminmax()
+        if least < 0 or most >= len(morphable.mean):
+            raise ValueError(f"triangles refer to vertices {least} to {most}, but there are {len(morphable.mean)}")
         mask = morphable.uv_triangle >= 0
         inside = mask.flatten().nonzero()[:, 0]
         nearest = ndimage.distance_transform_edt(~mask.cpu().numpy(), return_distances=False, return_indices=True)
@@ -182,7 +185,7 @@ class Renderer(nn.Module):
 
     def rasterize(self, positions: torch.Tensor, size: tuple[int, int]) -> zbuffer.Rasterization:
         """What the pixels of an image of size (H, W) show of the mesh at positions (B, V, 3), without back faces."""
-        return zbuffer.rasterize(positions, self.triangles, size, cull=True)
+        return zbuffer.rasterize(positions, self.triangles, size, cull=True, trusted=True)
 
     def uv_normals(self, vertices: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
         """Unit camera-space normals on the UV map, 0 outside: vertices (B, V, 3), pose (B, 5) -> (B, 3, 192, 256)."""

@@ -190,7 +190,7 @@ from zbuffer import backends, native
 if sys.argv[1] == "control":
     allocate = torch.empty
     torch.empty = lambda size, **options: allocate([*size[:-1], size[-1] // 2], **options)
-    backends.run(torch.rand(1, 30, 3) * 40, torch.arange(30).reshape(10, 3), 40, 40, False, "cpu")
+    backends.run(torch.rand(1, 30, 3) * 40, torch.arange(30).reshape(10, 3), 40, 40, False, "cpu", False)
 else:
     read = sum(fuzz.run_case("meshes", number) for number in range(int(sys.argv[1])))
     print(read, native.find_or_build("cpu").name)

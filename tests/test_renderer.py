@@ -351,3 +351,11 @@ def test_positions_that_are_no_places_are_not_visible(value):
     assert broken.sum() < seen.sum()
     positions[:] = value
     assert not renderer.uv_visibility(positions, normals, renderer.rasterize(positions, (256, 256))).any()
+
+
+@pytest.mark.parametrize("index", [-1, 100_000])
+def test_a_mesh_with_a_triangle_of_no_vertices_is_refused(index):
+    morphable = MorphableModel(engine_samples.small_definition())
+    morphable.triangles[5, 1] = index
+    with pytest.raises(ValueError, match="triangles refer to vertices"):
+        Renderer(morphable)

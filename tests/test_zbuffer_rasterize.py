@@ -308,6 +308,18 @@ def test_index_that_is_no_vertex(backend, bad):
         zbuffer.rasterize(vertices, triangles, (4, 4), backend=backend)
 
 
+@every_backend
+def test_trusted_triangles_give_the_same(backend):
+    generator = torch.Generator().manual_seed(3)
+    vertices = (torch.rand((2, 30, 3), generator=generator) * 12).requires_grad_()
+    triangles = torch.randint(0, 30, (20, 3), generator=generator)
+    known, trusted = (zbuffer.rasterize(vertices, triangles, (12, 12), backend=backend, trusted=trust)
+                      for trust in (False, True))
+    assert all(torch.equal(*pair) for pair in zip(known, trusted))
+    trusted.barycentrics.sum().backward()
+    assert vertices.grad is not None
+
+
 @pytest.mark.parametrize("vertices, triangles, size, error", [
     (torch.zeros(3, 3), torch.zeros(1, 3, dtype=torch.int64), (4, 4), ValueError),
     (torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.int64), (4, 4), ValueError),

@@ -36,7 +36,7 @@ class Rasterization(NamedTuple):
     """(B, H, W) bool: whether a triangle is visible."""
 
 
-def rasterize(vertices, triangles, size, *, cull=False, backend="auto") -> Rasterization:
+def rasterize(vertices, triangles, size, *, cull=False, backend="auto", trusted=False) -> Rasterization:
     """Find the nearest triangle at every pixel.
 
     Coverage is exact, however small or large the triangles: a pixel on an edge shared by two triangles belongs to one of
@@ -52,6 +52,8 @@ def rasterize(vertices, triangles, size, *, cull=False, backend="auto") -> Raste
         size: (H, W) of the images.
         cull: leave out triangles that face away from the camera.
         backend: "auto", or one of "cpu", "cuda" and "reference" to insist on it.
+        trusted: the caller knows that triangles refer to vertices that exist. Then nothing waits for a GPU to tell; a
+            triangle that refers to none shows nothing there.
 
     Returns:
         A :class:`Rasterization`, on the device of ``vertices``. ``depth`` and ``barycentrics`` are differentiable (once)
@@ -59,14 +61,15 @@ def rasterize(vertices, triangles, size, *, cull=False, backend="auto") -> Raste
 
     Raises:
         TypeError: an argument is not of the type above.
-        ValueError: a shape is wrong, the devices differ, or a triangle refers to a vertex that does not exist.
+        ValueError: a shape is wrong, the devices differ, or a triangle refers to a vertex that does not exist (on a GPU
+            unless trusted).
         RuntimeError: the backend insisted on cannot be built.
     """
     height, width = _checked_size(size)
     _check_mesh(vertices, triangles)
     if vertices.dtype not in (torch.float32, torch.float64):
         vertices = vertices.float()
-    arguments = (vertices, triangles, height, width, bool(cull), backend)
+    arguments = (vertices, triangles, height, width, bool(cull), backend, bool(trusted))
     differentiable = vertices.requires_grad and torch.is_grad_enabled()
     triangle, depth, barycentrics = _Rasterize.apply(*arguments) if differentiable else backends.run(*arguments)
     return Rasterization(triangle, depth, barycentrics, triangle >= 0)
@@ -107,8 +110,8 @@ class _Rasterize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, vertices, triangles, height, width, cull, backend):
-        triangle, depth, barycentrics = backends.run(vertices, triangles, height, width, cull, backend)
+    def forward(ctx, vertices, triangles, *how):
+        triangle, depth, barycentrics = backends.run(vertices, triangles, *how)
         ctx.save_for_backward(vertices, triangles, triangle, barycentrics)
         ctx.mark_non_differentiable(triangle)
         ctx.set_materialize_grads(False)
@@ -137,7 +140,7 @@ class _Rasterize(torch.autograd.Function):
 
         total = torch.zeros((vertices.shape[0] * vertices.shape[1], 3), dtype=torch.float64, device=vertices.device)
         total.index_add_(0, index.reshape(-1), gradient.reshape(-1, 3))
-        return total.reshape(vertices.shape).to(vertices.dtype), None, None, None, None, None
+        return total.reshape(vertices.shape).to(vertices.dtype), *[None] * 6
 
 
 def _barycentric_gradients(positions):

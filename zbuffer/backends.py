@@ -20,7 +20,7 @@ _libraries: dict[str, ctypes.CDLL | native.BuildError] = {}
 _warned: set[str] = set()
 
 
-def run(vertices, triangles, height, width, cull, backend):
+def run(vertices, triangles, height, width, cull, backend, trusted):
     """Rasterize by BACKEND; arguments as :func:`zbuffer.rasterize` has checked them.
 
     Returns triangle (B, H, W) int64, depth (B, H, W) and barycentrics (B, H, W, 3) on the device of ``vertices``.
@@ -34,9 +34,9 @@ def run(vertices, triangles, height, width, cull, backend):
     if backend == "reference":
         return _run_reference(vertices, triangles, height, width, cull)
     if vertices.device.type != backend:  # a device without a library of its own
-        results = _run_compiled(backend, vertices.cpu(), triangles.cpu(), height, width, cull)
+        results = _run_compiled(backend, vertices.cpu(), triangles.cpu(), height, width, cull, trusted)
         return tuple(result.to(vertices.device) for result in results)
-    return _run_compiled(backend, vertices, triangles, height, width, cull)
+    return _run_compiled(backend, vertices, triangles, height, width, cull, trusted)
 
 
 def _best_backend(device):
@@ -76,11 +76,12 @@ def _run_reference(vertices, triangles, height, width, cull):
     return reference.rasterize(vertices.detach(), triangles, height, width, cull)
 
 
-def _run_compiled(unit, vertices, triangles, height, width, cull):
+def _run_compiled(unit, vertices, triangles, height, width, cull, trusted):
     library = load(unit)
     if isinstance(library, native.BuildError):
         raise library
-    triangles = as_int32(triangles, vertices.shape[1])
+    reported = unit == "cpu" or not trusted  # looking at a GPU's indices would wait for it
+    triangles = as_int32(triangles, vertices.shape[1]) if reported else triangles.int().contiguous()
     vertices = vertices.detach().contiguous()
     items = vertices.shape[0]
     triangle = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
@@ -96,7 +97,8 @@ def _run_compiled(unit, vertices, triangles, height, width, cull):
     text = ctypes.create_string_buffer(1000)
     function = getattr(library, name)
     function.restype = ctypes.c_int64
-    code = function(*map(_argument, [*mesh, vertices.device.index, keys, *outputs]), text, ctypes.c_int64(len(text)))
+    numbers = [*mesh, int(reported), vertices.device.index, keys, *outputs]
+    code = function(*map(_argument, numbers), text, ctypes.c_int64(len(text)))
     _check_code(code, text.value.decode(errors="replace"), triangles, vertices.shape[1])
     return triangle, depth, barycentrics
 

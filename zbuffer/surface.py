@@ -84,9 +84,9 @@ def texel_normals(normals: torch.Tensor, rotation: torch.Tensor, texels: Texels,
 
 
 def quadratic(maps: torch.Tensor, on_face: torch.Tensor, coefficients: torch.Tensor, beside: float) -> torch.Tensor:
-    """Polynomials of second order of maps (B, 3, h, w) of x, y, z: (B, C, h, w), and `beside` where not on_face (h, w) bool.
+    """Polynomials of second order of maps (B, 3, h, w) of x, y, z: (B, C, h, w), but `beside` where not on_face (h, w).
 
-    coefficients (B, C, 10): of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
+    on_face: bool. coefficients (B, C, 10): of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
     """
     maps = ready("maps", maps, (None, 3, None, None))
     batch, _, height, width = maps.shape

@@ -1,6 +1,6 @@
 // What is asked of a mesh around its z-buffer, each in one pass over the memory: the normals of its vertices and of a map
-// laid over it, which texels of the map an image shows, and the map drawn through it. In float32 and forward only; models/renderer.py says
-// the same in PyTorch, for GPUs and gradients, and is what the results are compared with.
+// laid over it, which texels of the map an image shows, and the map drawn through it. In float32 and forward only;
+// models/renderer.py says the same in PyTorch, for GPUs and gradients, and is what the results are compared with.
 
 namespace surface {
 
@@ -66,12 +66,13 @@ inline Vector at_texel(const float* attributes, const Texels& texels, int64_t te
   const int64_t* corner = texels.corners + 3 * texel;
   const float* weight = texels.weights + 3 * texel;
   const float *a = attributes + 3 * corner[0], *b = attributes + 3 * corner[1], *c = attributes + 3 * corner[2];
-  return {a[0] * weight[0] + b[0] * weight[1] + c[0] * weight[2], a[1] * weight[0] + b[1] * weight[1] + c[1] * weight[2],
+  return {a[0] * weight[0] + b[0] * weight[1] + c[0] * weight[2],
+          a[1] * weight[0] + b[1] * weight[1] + c[1] * weight[2],
           a[2] * weight[0] + b[2] * weight[1] + c[2] * weight[2]};
 }
 
-// The vertices' normals at each texel, turned by ROTATION (3, 3), of length 1 unless 0, into the places INDEX names of maps
-// (3, MAP_SIZE), which are 0 elsewhere.
+// The vertices' normals at each texel, turned by ROTATION (3, 3), of length 1 unless 0, into the places INDEX names of
+// maps (3, MAP_SIZE), which are 0 elsewhere.
 inline void texel_normals(const float* normals, const float* rotation, const Texels& texels, const int64_t* index,
                           int64_t map_size, float* maps) {
   std::fill(maps, maps + 3 * map_size, 0.0f);
@@ -86,8 +87,8 @@ inline void texel_normals(const float* normals, const float* rotation, const Tex
   }
 }
 
-// Polynomials of second order of maps (3, map_size) of x, y and z where ON_FACE (map_size), elsewhere BESIDE: CHANNELS maps,
-// by coefficients (channels, 10) of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
+// Polynomials of second order of maps (3, map_size) of x, y and z where ON_FACE (map_size), elsewhere BESIDE: CHANNELS
+// maps, by coefficients (channels, 10) of 1, x, y, z, x^2, y^2, z^2, xy, xz and yz.
 inline void quadratic(const float* maps, const uint8_t* on_face, int64_t map_size, const float* coefficients,
                       int64_t channels, float beside, float* results) {
   const float *x = maps, *y = maps + map_size, *z = maps + 2 * map_size;
