@@ -1,4 +1,4 @@
-"""The whole head around the built-in face model: ears, scalp, neck, shoulders, skins, hair, glasses, hats.
+"""The whole head around the built-in face model: ears, scalp, neck, shoulders, skins, hair, hats.
 
 The synthetic faces are rendered from it. The face part is the face model itself: for the same coefficients,
 `vertices(...)[:, face_vertices]` are the face model's vertices.
@@ -21,7 +21,7 @@ ATTRIBUTES = ("lip", "eyelid", "beard", "moustache", "scalp", "blush", "brow", "
 class Layer:
     """Something worn on the head, as a textured surface that follows the head's vertices.
 
-    name: its name; kind: "hair", "brow", "lash", "beard", "glasses", "lens" or "hat".
+    name: its name; kind: "hair", "brow", "lash" or "hat".
     triangles (T, 3) int32, uv (M, 2) float32 texture coordinates in [0, 1], u to the right and v down, so that the
     texel is (u * width - 0.5, v * height - 0.5); texture (h, w, 4) uint8 RGBA; two-sided unless kind is "hat".
     index (M, K) int32, weight (M, K) float32, offset (M, 3) float32 micrometres: each vertex is the weighted sum of

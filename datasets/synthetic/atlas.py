@@ -58,7 +58,8 @@ class Atlas:
     vertex_texel (N, 2): row, column of each head vertex in the painting, NaN outside the face;
     attributes: name -> (H, W) float32, and boxes: name -> the rows and columns where they are positive;
     skin_uv (H, W, 2): texture coordinates of skin texels;
-    brows, beards: lists of paintings (H, W, 4) float32, RGB luminance-normalised and alpha, of the head's layers.
+    skin_means (n, 3): mean face albedo of each of the head's skins;
+    brows: list of paintings (H, W, 4) float32, RGB luminance-normalised and alpha, of the head's layers.
     """
 
     def __init__(self) -> None:
@@ -78,6 +79,7 @@ class Atlas:
         self.attributes = {name: self.interpolate(values[:, None])[..., 0] for name, values in head.attributes.items()}
         self.boxes = {name: bounding_box(values) for name, values in self.attributes.items()}
         self._place_skin()
+        self.skin_means = self._skin_means()
         mean = head.vertices(np.zeros((1, 199), np.float32), np.zeros((1, 29), np.float32))[0]
         self.mean_vertices = mean
         self.mean_points = self.interpolate(mean)
@@ -87,7 +89,6 @@ class Atlas:
         self._tree = cKDTree(self.mean_points[skin])
         self._tree_texels = np.argwhere(skin).astype(np.float32)
         self.brows = [self._flatten(layer) for layer in head.layers if layer.kind == "brow"]
-        self.beards = [self._flatten(layer) for layer in head.layers if layer.kind == "beard"]
         self.lid_shadow = self._lid_shadow()
 
     @staticmethod
@@ -110,6 +111,12 @@ class Atlas:
         skin_uv = (corner_uv * self.barycentrics[..., None]).sum(axis=2)
         rows, columns = ndimage.distance_transform_edt(self.region != SKIN, return_distances=False, return_indices=True)
         self.skin_uv = np.ascontiguousarray(skin_uv[rows, columns])
+
+    def _skin_means(self) -> np.ndarray:
+        texels, skins = self.skin_uv[self.region == SKIN][::37], self.head.skins
+        rows = np.clip(texels[:, 1] * skins.shape[1], 0, skins.shape[1] - 1).astype(int)
+        columns = np.clip(texels[:, 0] * skins.shape[2], 0, skins.shape[2] - 1).astype(int)
+        return skins[:, rows, columns].mean(axis=1).astype(np.float32) / 255
 
     def _flatten(self, layer: Layer) -> np.ndarray:
         """Paint a worn layer onto the UV map along the shortest way to the mean face's skin."""

@@ -11,6 +11,8 @@ import math
 import cv2
 import numpy as np
 
+from .fields import LUMA
+
 
 def sample_gain(rng: np.random.Generator, gray: bool) -> np.ndarray:
     """Exposure times white-balance error, (3,) float32."""
@@ -64,7 +66,7 @@ def _sensor(rng: np.random.Generator, picture: np.ndarray, gray: bool) -> np.nda
             noise = cv2.GaussianBlur(noise, (0, 0), rng.uniform(0.4, 0.9)).reshape(noise.shape) * 1.6
         picture = picture + noise * sigma
     if not gray and rng.random() < 0.5:
-        luma = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+        luma = picture @ LUMA
         colour = cv2.GaussianBlur(picture - luma[..., None], (0, 0), rng.uniform(0.5, 1.5))
         picture = luma[..., None] + colour
     return picture

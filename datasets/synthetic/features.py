@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .atlas import Atlas, sample_texture
-from .fields import smoothstep
+from .fields import LUMA, smoothstep
 from .lighting import Light
 from .skin import Complexion
 
 _IRIS_RADIUS = 5.9e3  # um
 _TOOTH_EDGES = np.float32([0, 8.3, 14.6, 21.8, 28.5, 35]) * 1e3  # um along the upper arch from its middle
-_LUMA = np.float32([0.299, 0.587, 0.114])
 
 
 def sample_gaze(rng: np.random.Generator, rotation: np.ndarray) -> np.ndarray:
@@ -43,8 +42,8 @@ def paint_eyes(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, vertic
     warm_rim = np.ones(3, np.float32) if complexion.gray else np.float32([1, 0.985, 0.98])
     sclera = np.float32([0.80, 0.76, 0.74]) * np.float32(rng.uniform(0.75, 1.08))
     if complexion.gray:
-        iris = np.repeat((iris @ _LUMA)[..., None], 3, axis=-1)
-        sclera = np.repeat(sclera @ _LUMA, 3)
+        iris = np.repeat((iris @ LUMA)[..., None], 3, axis=-1)
+        sclera = np.repeat(sclera @ LUMA, 3)
     radius = _IRIS_RADIUS * rng.uniform(0.95, 1.06)
     pupil = rng.uniform(0.28, 0.5)
     half_way = light.direction + np.float32([0, 0, 1])
@@ -107,6 +106,6 @@ def paint_mouth(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray, verti
         colour += (enamel * 0.85 - colour) * (shown * (arch < 30e3))[:, None]
     colour *= (1 - 0.35 * smoothstep(10e3, 28e3, sideways))[:, None] * np.float32(rng.uniform(0.75, 1))
     if gray:
-        colour = np.repeat((colour @ _LUMA)[:, None], 3, axis=1)
+        colour = np.repeat((colour @ LUMA)[:, None], 3, axis=1)
     paint[atlas.mouth_texels] = colour
 

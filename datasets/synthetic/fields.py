@@ -11,6 +11,8 @@ import colorsys
 import cv2
 import numpy as np
 
+LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
+
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[float, ...]) -> np.ndarray:
     """Sum of smooth noises, one per entry of `cells` (cells across the longer side); about zero mean, unit variance.

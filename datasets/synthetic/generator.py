@@ -31,8 +31,8 @@ _SAMPLE_EYE_DISTANCE = 62e3  # um
 
 @dataclass(frozen=True)
 class Style:
-    """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1].
-
+    """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1];
+    alpha_cut: opacity of the hair below which it vanishes; outfit: the clothes.
     """
 
     hair: int

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from .atlas import DETAIL, HEIGHT, SKIN, UV_HEIGHT, UV_WIDTH, WIDTH, Atlas
-from .fields import blend_part, bounding_box, smooth_noise
+from .fields import LUMA, blend_part, bounding_box, smooth_noise
 
 # Mean albedo of faces from very fair to very dark, display RGB at shade 1.
 _TONES = np.float32([[.93, .76, .68], [.88, .68, .58], [.82, .61, .49], [.74, .53, .41], [.60, .42, .31],
@@ -17,7 +17,6 @@ _HAIR = np.float32([[.06, .052, .05], [.09, .07, .06], [.14, .10, .07], [.22, .1
                     [.43, .30, .18], [.60, .46, .29], [.72, .60, .42], [.45, .21, .11], [.52, .52, .52],
                     [.78, .77, .75]])
 _HAIR_ODDS = np.array([.16, .16, .16, .14, .11, .08, .06, .03, .03, .05, .02])
-_LUMA = np.float32([0.299, 0.587, 0.114])
 
 
 @dataclass
@@ -25,7 +24,7 @@ class Complexion:
     """What one person's colours are.
 
     skin (h, w, 3) float32 albedo texture of the whole head; tone (3,) its mean on the face; hair (3,); gray: the photo
-    is black and white; brow_darkness in [0, 1].
+    is black and white.
     """
 
     skin: np.ndarray
@@ -40,8 +39,8 @@ def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Com
     low = min(int(position), 5)
     tone = _TONES[low] + (_TONES[low + 1] - _TONES[low]) * (position - low)
     tone = tone * np.clip(1 + rng.normal(0, 0.03, 3) * [0.5, 1, 1.3], 0.85, 1.15)
-    means = _skin_means(atlas)
-    distance = np.abs(np.log(means @ _LUMA) - np.log(tone @ _LUMA))
+    means = atlas.skin_means
+    distance = np.abs(np.log(means @ LUMA) - np.log(tone @ LUMA))
     weight = rng.gamma(0.25, 1.0, len(means)) * np.exp(-distance / 0.35) + 1e-9
     chosen = np.argsort(weight)[-3:]
     weight = weight[chosen] / weight[chosen].sum()
@@ -53,18 +52,8 @@ def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Com
     odds = _HAIR_ODDS * np.where(np.arange(len(_HAIR)) < 3, 1 + position, np.exp(-0.4 * max(position - 2, 0)))
     hair = _HAIR[int(rng.choice(len(_HAIR), p=odds / odds.sum()))] * np.float32(rng.uniform(0.75, 1.25))
     if gray:
-        skin, tone, hair = (np.repeat((x @ _LUMA)[..., None], 3, axis=-1) for x in (skin, tone, hair))
+        skin, tone, hair = (np.repeat((x @ LUMA)[..., None], 3, axis=-1) for x in (skin, tone, hair))
     return Complexion(np.ascontiguousarray(skin, np.float32), tone, np.float32(hair), gray)
-
-
-def _skin_means(atlas: Atlas) -> np.ndarray:
-    """Mean face albedo (n, 3) of each of the head's skins; kept on the atlas."""
-    if not hasattr(atlas, "skin_means"):
-        texels = atlas.skin_uv[atlas.region == SKIN][::37]
-        rows = np.clip(texels[:, 1] * atlas.head.skins.shape[1], 0, atlas.head.skins.shape[1] - 1).astype(int)
-        columns = np.clip(texels[:, 0] * atlas.head.skins.shape[2], 0, atlas.head.skins.shape[2] - 1).astype(int)
-        atlas.skin_means = atlas.head.skins[:, rows, columns].mean(axis=1).astype(np.float32) / 255
-    return atlas.skin_means
 
 
 def _coarse(values: np.ndarray) -> np.ndarray:
@@ -165,10 +154,6 @@ def _hair_on_face(rng: np.random.Generator, atlas: Atlas, complexion: Complexion
     if kind == "stubble":
         colour = 0.5 * colour + 0.5 * complexion.tone * np.float32([0.42, 0.45, 0.5])
     blend_part(paint, colour, density, bounding_box(density))
-    if kind == "beard" and atlas.beards:
-        painted = atlas.beards[int(rng.integers(len(atlas.beards)))]
-        alpha = painted[..., 3] * np.float32(rng.uniform(0.3, 0.95))
-        blend_part(paint, colour * painted[..., :3].mean(-1, keepdims=True), alpha, bounding_box(alpha))
 
 
 def _brows(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, paint: np.ndarray) -> None:
@@ -220,5 +205,5 @@ def paint_skin(rng: np.random.Generator, atlas: Atlas, complexion: Complexion, b
         _make_up(rng, atlas, complexion, paint)
     _brows(rng, atlas, complexion, paint)
     if complexion.gray:
-        paint = np.repeat((paint @ _LUMA)[..., None], 3, axis=-1)
+        paint = np.repeat((paint @ LUMA)[..., None], 3, axis=-1)
     return np.clip(paint, 0.01, 1).astype(np.float32)
