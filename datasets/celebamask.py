@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 import torch
 
-from models.occlusion import BACKGROUND, FACE, OCCLUSION
 from utils.errors import UserError
 from utils.images import list_images, read_mask
 
 from .alignment import CROP_SIZE
 from .faces import FolderFaces
+from .labels import BACKGROUND, FACE, OCCLUSION
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 ANNOTATION_FOLDER = "CelebAMask-HQ-mask-anno"

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -309,12 +309,13 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain, dtype).eval(), dtype)
         return _compiled(settings, flat.to(device or choose_device(settings)))
-    encoder, model, _ = _load_geometry(settings)
-    refiner = None
+    refiner, made_for = None, None
     if inpainter is None:
-        inpainter = _load_inpainter(settings, model)
+        made_for = _load_inpainter(settings)
         if settings.model_type == "refined":
             refiner = load_refiner(settings.refiner_ckpt)
+    encoder, model, _ = _load_geometry(settings)
+    inpainter = inpainter if made_for is None else made_for(model)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
                                 refiner=refiner, dtype=dtype)
@@ -333,45 +334,55 @@ def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:
     return completion
 
 
-def _load_inpainter(settings: Any, model: MorphableModel) -> torch.nn.Module:
-    """What --model-type names, for the UV map of this morphable model."""
+class Known(NamedTuple):
+    """A trained network that completes albedo, and what is to be said if it knows another UV map."""
+
+    network: torch.nn.Module
+    metadata: Mapping[str, Any]
+    file: str
+    remedy: str
+
+    def on(self, model: MorphableModel) -> torch.nn.Module:
+        """The network; UserError unless it knows the UV map of this morphable model.
+
+        Files from before the layout was stored know the built-in model's.
+        """
+        inner = dict(self.metadata.get("metadata") or {})
+        stored = self.metadata.get("uv_layout") or inner.get("uv_layout") or BUILTIN_LAYOUT
+        published = self.metadata.get("source") == "published"
+        if model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored:
+            raise UserError(f"{self.file} completes the UV map of another morphable model than the encoder's "
+                            f"(--definition): {self.remedy}, and name that file, or use the encoder that belongs to "
+                            "this one (--3dmm-ckpt)")
+        return self.network
+
+
+def _known_network(path: str, option: str) -> Known:
+    """The trained inpainter in a file that an option names."""
+    from models.weights import load_inpainter
+    return Known(*load_inpainter(path, mirror_uv), f"{option} {path}", "train one for it with --stage inpainter")
+
+
+def _known_linear(settings: Any) -> Known:
+    """The trained linear fill."""
+    from models.weights import load_linear
+    return Known(*load_linear(settings.linear_ckpt), f"--linear-ckpt {settings.linear_ckpt}",
+                 "make one for it with python -m engine.linear_fill")
+
+
+def _load_inpainter(settings: Any) -> Callable[[MorphableModel], torch.nn.Module]:
+    """What --model-type names, once it is known for which morphable model."""
     from models.mixture import Mixture
     if settings.model_type == "linear":
         if settings.recon_ckpt != DEFAULT_INPAINTER:
             raise UserError(f"--recon-ckpt {settings.recon_ckpt} is of no use with --model-type linear: choose "
                             "another, or leave it out")
-        return _load_linear(settings, model)
-    network = _load_network(settings.recon_ckpt, model, "--recon-ckpt")
-    return network if settings.model_type == "3dmm_pca" else Mixture(_load_linear(settings, model), network)
-
-
-def _load_network(path: str, model: MorphableModel, option: str) -> torch.nn.Module:
-    """The trained inpainter in a file that an option names; UserError unless it knows this model's UV map."""
-    from models.weights import load_inpainter
-    network, metadata = load_inpainter(path, mirror_uv)
-    _check_layout(model, metadata, f"{option} {path}", "train an inpainter for it with --stage inpainter")
-    return network
-
-
-def _load_linear(settings: Any, model: MorphableModel) -> torch.nn.Module:
-    """The trained linear fill; UserError unless it knows this model's UV map."""
-    from models.weights import load_linear
-    linear, metadata = load_linear(settings.linear_ckpt)
-    _check_layout(model, metadata, f"--linear-ckpt {settings.linear_ckpt}",
-                  "make one for it with python -m engine.linear_fill")
-    return linear
-
-
-def _check_layout(model: MorphableModel, metadata: Mapping[str, Any], file: str, remedy: str) -> None:
-    """Raises UserError if what completes albedo knows another UV map than the morphable model's.
-
-    metadata: as `models.weights` returns it; files from before it was stored know the built-in model's.
-    """
-    stored = metadata.get("uv_layout") or dict(metadata.get("metadata") or {}).get("uv_layout") or BUILTIN_LAYOUT
-    published = metadata.get("source") == "published"
-    if model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored:
-        raise UserError(f"{file} completes the UV map of another morphable model than the encoder's (--definition): "
-                        f"{remedy}, and name that file, or use the encoder that belongs to this one (--3dmm-ckpt)")
+        return _known_linear(settings).on
+    network = _known_network(settings.recon_ckpt, "--recon-ckpt")
+    if settings.model_type == "3dmm_pca":
+        return network.on
+    linear = _known_linear(settings)
+    return lambda model: Mixture(linear.on(model), network.on(model))
 
 
 def _image_completion(settings: Any, grain: bool, dtype: torch.dtype) -> torch.nn.Module:
@@ -507,7 +518,7 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.layers import fold_for_inference
     from models.weights import load_occlusion
     encoder, model, _ = _load_geometry(settings)
-    inpainter = (_load_network(settings.recon_ckpt, model, "--recon-ckpt") if settings.finetune
+    inpainter = (_known_network(settings.recon_ckpt, "--recon-ckpt").on(model) if settings.finetune
                  else _new_inpainter(settings))
     occlusion = None
     if settings.dataset_train not in LABELLED:
@@ -518,7 +529,7 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
     if settings.teacher_ckpt:
-        options["teacher"] = fold_for_inference(_load_network(settings.teacher_ckpt, model, "--teacher-ckpt"))
+        options["teacher"] = fold_for_inference(_known_network(settings.teacher_ckpt, "--teacher-ckpt").on(model))
     return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf,
                           windowed=settings.resolution[0] == WINDOW_SIZE, **options)
 
@@ -551,8 +562,8 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     if len(only) > 1:
         raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
     encoder, model, _ = _load_geometry(settings)
-    network = fold_for_inference(_load_network(settings.recon_ckpt, model, "--recon-ckpt"))
-    prior = _load_linear(settings, model)
+    network = fold_for_inference(_known_network(settings.recon_ckpt, "--recon-ckpt").on(model))
+    prior = _known_linear(settings).on(model)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
     for frozen in (encoder, occlusion):
         fold_for_inference(frozen.eval())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.labels import FACE, OCCLUSION
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.framing import settle
@@ -23,7 +24,6 @@ from engine.training_holes import Shapes, rectangles_on
 from models.encoder import LIGHT_SIZE
 from models.lighting import MIN_SHADE, ODD_IN_X
 from models.morphable import mirror_uv
-from models.occlusion import FACE, OCCLUSION
 from models.renderer import project, rotation
 
 VERTICES = 900  # compared besides the landmarks; all of them would only cost time

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.labels import FACE
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio, ratio_bin
 from engine import distributed, report
 from engine.baselines import BASELINES
@@ -21,7 +22,6 @@ from engine.metrics import psnr, ssim
 from engine.training import start_worker
 from models.blending import from_uint8, to_uint8
 from models.completion import MIN_FACE
-from models.occlusion import FACE
 from utils import files
 from utils.errors import UserError
 from utils.images import read_mask, write_image

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.labels import FACE, OCCLUSION
 from engine import losses as L
 from engine import report
 from engine.augmentation import chances, colour_jitter, to_float
@@ -23,7 +24,6 @@ from engine.training_holes import Shapes, rectangles_on
 from models.blending import blend
 from models.completion import CROP_SIZE, FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
-from models.occlusion import FACE, OCCLUSION
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
                    "teacher": 1.0, "critic": 1.0, "penalty": 10.0}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
+from datasets.labels import FACE
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio
 from engine import distributed, report
 from engine.distributed import ALONE, World
@@ -24,7 +25,6 @@ from engine.encoder_stage import OUTER_EYES, crop_landmarks, window
 from engine.evaluation import HOLE_GREY, choose_source
 from engine.training import start_worker
 from models.blending import from_uint8
-from models.occlusion import FACE
 from utils.errors import UserError
 from utils.files import read_json
 from utils.images import read_mask

@@ -5,7 +5,7 @@ c, which weighs a loss l as (l * exp(-c) + c) / 2, so that an uncertain texel co
 """
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence, Union
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ SYMMETRY_TOLERANCE = 0.005
 PIXEL_LIMIT = 50.0
 GAN_LIMIT = 20.0
 
-Scores = "torch.Tensor | Sequence[torch.Tensor]"
+Scores = Union[torch.Tensor, Sequence[torch.Tensor]]  # of a discriminator: one map or several
 
 
 def weighted_mean(loss: torch.Tensor, mask: torch.Tensor | None = None,
@@ -84,16 +84,6 @@ def symmetry_loss(albedo: torch.Tensor, visible: torch.Tensor, mirror: Callable[
     difference = (albedo - mirror(albedo).detach()).abs()
     difference = difference * (difference.detach() > SYMMETRY_TOLERANCE)
     return weighted_mean(difference, where, confidence)
-
-
-def landmark_loss(landmarks: torch.Tensor, true_landmarks: torch.Tensor,
-                  weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean Euclidean distance of (B, N, 2) landmarks, in their unit, weighted by ``weights`` (N,) or (B, N)."""
-    distance = ((landmarks - true_landmarks).square().sum(dim=-1) + EPSILON_L21).sqrt()
-    if weights is None:
-        return distance.mean()
-    weights = weights.to(distance).expand_as(distance)
-    return (distance * weights).sum() / weights.sum().clamp(min=EPSILON_AREA)
 
 
 def _score_maps(scores: Scores) -> list[torch.Tensor]:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.labels import OCCLUSION
 from engine import report
 from engine.augmentation import Similarity, colour_jitter, to_float
 from engine.compilation import compile_method
 from engine.distributed import mean_over_processes
 from engine.losses import weighted_mean
 from engine.stage import Autocast, Stage
-from models.occlusion import CLASS_WEIGHTS, N_LABELS, OCCLUSION
+from models.occlusion import CLASS_WEIGHTS, N_LABELS
 
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
 BOUNDARY_WIDTH = 7

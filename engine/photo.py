@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, Alignment
 from datasets.detection import DetectedFace, NoFaceError
+from datasets.labels import FACE
 from datasets.masks import fixed_hole
 from engine import holes
 from engine.given_faces import as_faces
@@ -24,7 +25,6 @@ from engine.paste import Seam, paste, working_region
 from models.blending import from_uint8, to_uint8
 from models.completion import MIN_FACE, Completion, FaceCompletion
 from models.lighting import to_texture
-from models.occlusion import FACE
 from utils.errors import UserError
 from utils.images import MIN_SIDE, upright_rgb
 

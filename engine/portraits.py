@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 import zbuffer
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from datasets.faces import FolderFaces
+from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from engine.augmentation import to_float
 from engine.encoder_stage import crop_landmarks, window
 from engine.training import start_worker
@@ -27,7 +28,6 @@ from engine.turning import random_turn, turn_head
 from models.encoder import FaceCode
 from models.lighting import ODD_IN_X
 from models.morphable import MorphableModel
-from models.occlusion import BACKGROUND, FACE, OCCLUSION
 from models.renderer import project
 from utils.errors import UserError
 from utils.files import read_json

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.labels import BACKGROUND
 from datasets.synthetic.lighting import sample_light
 from engine.augmentation import to_float
 from models.blending import pull_push
 from models.lighting import MIN_SHADE, shade_maps
 from models.linear import blur
-from models.occlusion import BACKGROUND
 from utils.logging import progress
 
 DARKEST = 0.3  # shade: attached shadows of the new light

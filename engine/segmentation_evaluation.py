@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
+from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from engine import distributed, report
 from engine.compilation import compile_networks
 from engine.distributed import ALONE, World
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
-from models.occlusion import BACKGROUND, FACE, N_LABELS, OCCLUSION
+from models.occlusion import N_LABELS
 from utils.errors import UserError
 from utils.images import read_mask
 from utils.logging import note, progress

@@ -15,13 +15,13 @@ from scipy import ndimage
 from torch import nn
 
 import zbuffer
+from datasets.labels import FACE, OCCLUSION
 from models import lighting
 from models.blending import blend, fill_beside, from_uint8, keep_grey, least_around, to_uint8
 from models.encoder import FaceCode
 from models.grain import match_grain
 from models.layers import compute_in
 from models.morphable import MorphableModel
-from models.occlusion import FACE, OCCLUSION
 from models.renderer import WINDOW_SIZE, Renderer, project
 
 __all__ = ["Completion", "FaceCompletion", "Factors", "from_uint8", "to_uint8"]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from datasets.labels import FACE
 from models.blending import blend, keep_grey
 from models.completion import MIN_FACE, check_images, occluders, visible_face, with_features
 from models.grain import match_grain
 from models.inpainter import Inpainter
 from models.layers import compute_in
 from models.linear import enlarge, reduce
-from models.occlusion import FACE
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ of the network, otherwise one :class:`~utils.errors.UserError` lists everything 
 """
 from __future__ import annotations
 
-import os
 from typing import Callable, Mapping
 
 import numpy as np
@@ -267,11 +266,3 @@ def build_networks(checkpoint: Mapping[str, object], source: str) -> dict[str, n
     if not networks:
         raise UserError(f"{source}: holds none of the published networks {', '.join(NETWORKS)}; check the file")
     return networks
-
-
-def load_networks(path: str | os.PathLike) -> dict[str, nn.Module]:
-    """Published checkpoint file -> {"encoder": network, ...} (names: the values of :data:`NETWORKS`)."""
-    checkpoint = checkpoints.load(path)
-    if not is_published(checkpoint):
-        raise UserError(f"{path}: holds none of the published networks {', '.join(NETWORKS)}; check the file")
-    return build_networks(checkpoint, str(path))

@@ -9,9 +9,7 @@ from torch import nn
 
 from models.layers import ResidualDouble
 
-# The labels, everywhere in this project; the mouth's inside counts as background.
-FACE, OCCLUSION, BACKGROUND = 0, 1, 2
-N_LABELS = 3
+N_LABELS = 3  # those of `datasets.labels`
 # Of the labels in our training's cross-entropy: occluders are the rarest (`engine.occlusion_stage`).
 CLASS_WEIGHTS = (0.8, 1.4, 0.8)
 MIN_SIZE = 32

@@ -241,9 +241,9 @@ def test_all_misfits_are_listed():
 def test_weights_that_are_not_finite_or_of_another_type_are_not_loaded(bad):
     network = torch.nn.Linear(2, 2)
     state = {**network.state_dict(), "weight": torch.tensor([[1.0, bad], [0, 0]])}
-    assert "not finite: weight" in _error(checkpoints.load_state, network, state, "net")
+    assert "not finite: weight" in _error(checkpoints.check_fits, network, state, "net")
     state["weight"] = torch.zeros(2, 2, dtype=torch.int64)
-    assert "another type than the network's: weight" in _error(checkpoints.load_state, network, state, "net")
+    assert "another type than the network's: weight" in _error(checkpoints.check_fits, network, state, "net")
 
 
 def test_training_checkpoints_are_checked(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from datasets.celeba import CelebACrops
 from datasets.celebamask import CelebAMaskHQ, labels_from_parts
 from datasets.faces import FolderFaces, split_names
-from models.occlusion import BACKGROUND, FACE, OCCLUSION
+from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from utils.errors import UserError
 from utils.images import write_image
 

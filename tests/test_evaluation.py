@@ -191,15 +191,15 @@ def test_a_resumed_run_stays_in_its_folder_and_replaces_no_other(tmp_path):
 def test_albedo_of_another_uv_map_is_refused(tmp_path, model_type, option):
     mine, chosen = MorphableModel(small_definition()), settings(model_type=model_type)
     with pytest.raises(UserError, match=f"--{option.replace('_', '-')} .* of another morphable model"):
-        build._load_inpainter(chosen, mine)
+        build._load_inpainter(chosen)(mine)
     network = "linear" if model_type == "linear" else "inpainter"
     state, metadata = checkpoints.load_weights(getattr(chosen, option), network)
     assert "uv_layout" not in metadata  # from before it was stored, when there was the built-in model's alone
     checkpoints.save_weights(tmp_path / "mine.pth", network, state, {"uv_layout": mine.uv_layout})
     chosen = chosen.replace(**{option: tmp_path / "mine.pth"})
-    build._load_inpainter(chosen, mine)
+    build._load_inpainter(chosen)(mine)
     with pytest.raises(UserError, match="of another morphable model"):
-        build._load_inpainter(chosen, face_samples.morphable())
+        build._load_inpainter(chosen)(face_samples.morphable())
 
 
 def test_definition_follows_the_encoder():

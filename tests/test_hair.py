@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from engine_samples import SmallFaces, SmallInpainter, small_definition
 
+from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from datasets.synthetic import SyntheticFaces
 from engine import build
 from engine.occlusion_stage import OcclusionStage, hair_loss
@@ -20,7 +21,7 @@ from engine.segmentation_evaluation import (SegmentationEvaluator, SegmentationO
                                             summarise)
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
-from models.occlusion import BACKGROUND, CLASS_WEIGHTS, FACE, OCCLUSION, OcclusionNet
+from models.occlusion import CLASS_WEIGHTS, OcclusionNet
 from models.weights import load_occlusion
 from utils import checkpoints, config
 from utils.errors import UserError

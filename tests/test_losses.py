@@ -132,16 +132,6 @@ def test_symmetry_loss_is_zero_where_there_is_nothing_to_compare():
     assert float(losses.symmetry_loss(albedo, torch.zeros(2, 1, 4, 6, dtype=torch.bool), _flip)) == 0
 
 
-def test_landmark_loss_is_a_distance_in_pixels():
-    truth = torch.zeros(2, 4, 2)
-    moved = truth + torch.tensor([3.0, 4.0])
-    assert float(losses.landmark_loss(moved, truth)) == pytest.approx(5)
-    assert float(losses.landmark_loss(moved, truth, torch.tensor([1.0, 0, 0, 2]))) == pytest.approx(5)
-    same = truth.clone().requires_grad_()
-    losses.landmark_loss(same, truth).backward()
-    assert torch.isfinite(same.grad).all()
-
-
 @pytest.mark.parametrize("guard, limit", [(losses.guard_pixel, 50.0), (losses.guard_gan, 20.0)])
 def test_guards_scale_down_what_is_too_large(guard, limit):
     for value, expected, slope in ((limit / 2, limit / 2, 1), (limit * 4, limit, 0.25), (-3 * limit, -3 * limit, 1)):

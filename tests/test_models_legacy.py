@@ -86,10 +86,14 @@ def test_attention_weights_do_not_fit_the_plain_inpainter(golden_state):
     assert "attn.gamma" in _error(legacy.build, "UnetSelfAttnConf32_attn", golden_state("UnetSelfAttnConf32"))
 
 
+def _networks(path):
+    return legacy.build_networks(checkpoints.load(path), str(path))
+
+
 def test_published_files(tmp_path, golden_state, golden_network):
     three = {"modelE": "Encoder", "modelDT": "AlbedoDecoder", "modelDC": "ConfidenceDecoder"}
     torch.save({entry: _tensors(golden_state(name), "module.") for entry, name in three.items()}, tmp_path / "3dmm.pth")
-    networks = legacy.load_networks(tmp_path / "3dmm.pth")
+    networks = _networks(tmp_path / "3dmm.pth")
     assert list(networks) == ["encoder", "albedo_decoder", "confidence_decoder"]
     for ours, name in zip(networks, three.values()):
         assert _same(networks[ours], golden_network(name))
@@ -109,7 +113,7 @@ def test_published_reconstruction_files(tmp_path, golden_state, golden_network, 
     path = tmp_path / "checkpoint_recon.pth"
     torch.save({"modelR": _tensors(golden_state(inpainter)), "discI": _tensors(golden_state(critic)),
                 "optimizerR": {"state": {}, "param_groups": []}, "optimizerDI": None, "epoch": 12}, path)
-    networks = legacy.load_networks(path)
+    networks = _networks(path)
     assert list(networks) == ["inpainter", "discriminator"]
     assert _same(networks["discriminator"], golden_network(critic))
     assert isinstance(networks["discriminator"], (PyramidDiscriminator, PatchDiscriminator))
@@ -128,9 +132,9 @@ def test_published_files_that_do_not_fit(tmp_path, golden_state):
     message = _error(weights.load_occlusion, tmp_path / "occ.pth")
     assert "occ.pth" in message and "modelO" in message and "1 missing: outc.conv.bias" in message
     torch.save({"modelR": None, "epoch": 1}, tmp_path / "empty.pth")
-    assert "empty.pth" in _error(legacy.load_networks, tmp_path / "empty.pth")
+    assert "empty.pth" in _error(_networks, tmp_path / "empty.pth")
     torch.save({"modelO": 5}, tmp_path / "odd.pth")
-    assert "not a state dict" in _error(legacy.load_networks, tmp_path / "odd.pth")
+    assert "not a state dict" in _error(_networks, tmp_path / "odd.pth")
 
 
 def test_class_weights_come_from_the_file_but_for_published_ones(tmp_path, golden_state):

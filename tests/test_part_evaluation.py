@@ -12,6 +12,7 @@ from torch import nn
 from engine_samples import SmallEncoder, SmallFaces, SmallOcclusion, settings, small_definition
 
 import main
+from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from datasets.masks import fixed_hole, mask_ratio
 from engine import build, landmark_evaluation, segmentation_evaluation
 from engine.encoder_stage import OUTER_EYES, Geometry, landmark_error, window
@@ -21,7 +22,7 @@ from engine.segmentation_evaluation import SegmentationEvaluator, SegmentationOp
 from models import weights
 from models.blending import from_uint8
 from models.morphable import MorphableModel
-from models.occlusion import BACKGROUND, FACE, N_LABELS, OCCLUSION
+from models.occlusion import N_LABELS
 from utils.errors import UserError
 from utils.images import read_image, write_image
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from datasets.definition import load_builtin
+from datasets.labels import FACE
 from engine import portraits
 from engine.encoder_stage import Geometry, crop_landmarks
 from models.encoder import FaceCode
 from models.morphable import MorphableModel
-from models.occlusion import FACE
 from utils.errors import UserError
 from utils.images import write_image
 

@@ -350,7 +350,7 @@ def test_weight_files(tmp_path):
         assert not any(part.training for part in found.modules())
     assert isinstance(found.inpainter.linear, LinearInpainter) and found.inpainter.network.mirror is mirror_uv
     with pytest.raises(UserError, match="--recon-ckpt"):
-        build._load_inpainter(config.parse([*arguments, "--model-type", "linear"], ""), None)
+        build._load_inpainter(config.parse([*arguments, "--model-type", "linear"], ""))
 
 
 @torch.no_grad()

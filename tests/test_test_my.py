@@ -18,10 +18,10 @@ from PIL import Image
 import test_my
 from datasets.detection import DetectedFace, Detector, NoFaceError
 from datasets.faces import astronaut
+from datasets.labels import OCCLUSION
 from engine.photo import PhotoCompleter
 from face_samples import StandInEncoder, StandInInpainter, StandInOcclusion, morphable
 from models.completion import FaceCompletion
-from models.occlusion import OCCLUSION
 from models.renderer import Renderer
 from utils import files
 from utils.images import read_image, read_mask, write_image

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, settings, small_definition
 
+from datasets.labels import FACE
 from datasets.masks import random_rectangle
 from engine import build
 from engine.augmentation import CALM, CENTRE, Similarity
@@ -25,7 +26,7 @@ from models.completion import FaceCompletion
 from models.encoder import Encoder
 from models.lighting import shade
 from models.morphable import MorphableModel
-from models.occlusion import FACE, OcclusionNet
+from models.occlusion import OcclusionNet
 from models.renderer import Renderer, rotation
 from utils import checkpoints, config
 from utils.errors import UserError

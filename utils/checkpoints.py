@@ -335,17 +335,11 @@ def check_fits(network, state: Mapping[str, object], what: str) -> None:
                         "of this network")
 
 
-def load_state(network, state: Mapping[str, object], what: str) -> None:
-    """Copies ``state`` into ``network``, strictly: UserError with all keys that are missing, extra or misshapen."""
-    check_fits(network, state, what)
-    network.load_state_dict(state)
-
-
 def save_weights(path: str | os.PathLike, network: str, state: Mapping[str, object], metadata: Mapping[str, object],
                  half: bool = True) -> None:
     """Writes a weight file (see the module's docstring), atomically.
 
-    network: "encoder", "occlusion", "inpainter" or "albedo_decoder". state: key -> tensor. metadata: plain values
+    network: its name, such as "encoder". state: key -> tensor. metadata: plain values
     (numbers, strings, lists, dicts). half: store matrices and kernels as float16; vectors (biases, norms, running
     statistics, singular vectors) stay float32, they are small and sensitive. A list of sums in the folder
     (``SHA256SUMS``) is brought up to date. Raises UserError on non-finite weights.

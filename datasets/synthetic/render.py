@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from .atlas import MOUTH, Atlas, rasterize, sample_texture
+from ..labels import BACKGROUND, FACE, OCCLUSION
 from .clothes import Outfit
 from .fields import blend, smooth_noise
 from .lighting import Light
@@ -17,7 +18,6 @@ from .skin import Complexion
 
 SUPERSAMPLING = 1.25
 SIZE = int(CROP * SUPERSAMPLING)
-FACE, OCCLUSION, BACKGROUND = 0, 1, 2
 HAIR = 3  # of the occlusion, what is hair: in labels under construction alone
 
 
