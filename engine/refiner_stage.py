@@ -6,7 +6,7 @@ Each portrait is therefore filled by a model that does without it (cross-validat
 trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
 as in a completion; the refiner alone is trained: on the face on smoothed colours, since detail is none of its business
 there. As in completions the fill is mixed with the paper's network's (`models.mixture`), which knows the portraits,
-too, but is only 0.1 dB better on them than on others (docs/training.md). Occluders other than the face's own hair are
+too, but is only 0.1 dB better on them than on others (docs/experiments.md). Occluders other than the face's own hair are
 nothing that a hole should be filled with, so they teach it nothing.
 """
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A part of the albedo's model is light that the encoder missed, and what it fits to visible skin goes on into the hole.
 The encoder's own answer goes there as it is, and real light has shadows, several sources and gloss, which nine harmonics
 do not. So completions take its direction most of the way back to the usual light: an average of held-out faces, measured
-in training, that travels with the weights (docs/training.md, "Light"). This is no part of the paper; published weights,
+in training, that travels with the weights (docs/experiments.md, "Light"). This is no part of the paper; published weights,
 and others without that average, are used without it.
 """
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.encoder import LIGHT_SIZE, FaceCode
 from utils.errors import UserError
 
 # Share of the way from the usual light to the encoder's. Constant terms, brightness and colour, are the encoder's; to
-# take the usual ones in proportion to them made no difference (docs/training.md).
+# take the usual ones in proportion to them made no difference (docs/experiments.md).
 LIGHT_TRUST = 0.25
 
 

@@ -1,7 +1,7 @@
 """The mixed fill: a mean of the statistical one and the paper's network's.
 
 A departure from the paper. The two err in different ways, the linear model sharply (`models.linear`), the network
-smoothly (`models.inpainter`), so a mean of both is nearer to the truth than either (docs/training.md).
+smoothly (`models.inpainter`), so a mean of both is nearer to the truth than either (docs/experiments.md).
 """
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from models.linear import REDUCTION, blur, enlarge, reduce
 FIRST_GAIN = 0.5  # of the network's colours
 FIRST_ODDS = 2.0  # log odds that a hidden pixel of the mesh shows the face
 SMOOTHNESS = 1.0  # reduced pixels; sigma of the correction: colours are corrected, and the fill's detail stays
-PREFERENCE = 1.0  # added to the log odds: more holes end at the face than in its training (docs/training.md)
+PREFERENCE = 1.0  # added to the log odds: more holes end at the face than in its training (docs/experiments.md)
 SOFT_EDGE = 2  # pixels along the mesh's outline over which the face fades
 
 
