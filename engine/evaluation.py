@@ -68,7 +68,8 @@ class EvaluationOptions:
 class Results:
     """One entry per image: names, mask/face ratios, and scores as measure -> method -> values (None: not measured).
 
-    examples: (name, pictures) of images spread evenly over the dataset. skipped: name -> why it could not be used.
+    examples: (name, pictures) of evaluated images spread evenly over the dataset. skipped: name -> why it could not be
+    used.
     """
 
     names: list[str] = field(default_factory=list)
@@ -109,8 +110,7 @@ class Evaluator:
                  lpips: Callable[[np.ndarray, np.ndarray], float] | None):
         self.dataset, self.completion, self.options, self.lpips = dataset, completion, options, lpips
         self.found: dict[int, Results] = {}  # of this process' images, by their places in the dataset
-        count = len(dataset)
-        self.example_indices = set(np.linspace(0, count - 1, min(EXAMPLES, count)).round().astype(int).tolist())
+        self.examples = report.Spread(EXAMPLES, len(dataset))
 
     @torch.no_grad()
     def run(self) -> Results:
@@ -120,8 +120,10 @@ class Evaluator:
                             worker_init_fn=start_worker)
         for batch in progress(loader, "evaluating", len(loader), self.options.log_type if world.is_main else "none"):
             self._batch(batch)
-        results = Results()
-        for found in distributed.gather(self.found, world).values():
+        results, examples = Results(), report.Spread(EXAMPLES, len(self.dataset))
+        for place, found in distributed.gather(self.found, world).items():
+            if found.examples and not examples.takes(place):
+                found.examples.clear()
             results.add(found)
         results.skipped.update(getattr(self.dataset, "unreadable", {}))
         results.seconds = time.monotonic() - start
@@ -144,7 +146,7 @@ class Evaluator:
         for place, index in enumerate(kept):
             region = face[index][inside, inside]
             self._image(results[index], batch["name"][index], truths[place], holes[index][inside, inside], region,
-                        outputs[place], example=places[index] in self.example_indices)
+                        outputs[place], example=self.examples.takes(places[index]))
             if completion.landmarks is not None:  # the 2D baseline knows none
                 self._landmarks(results[index], batch, index, completion.landmarks[place].cpu())
 

@@ -51,7 +51,7 @@ class SegmentationOptions:
 class SegmentationResults:
     """rows: as in occlusion.csv; table: pixels of every (true, predicted) pair of labels, (3, 3), 0 without labels.
 
-    examples: (caption, picture (128, 256, 3)) of faces spread evenly over the dataset.
+    examples: (caption, picture (128, 256, 3)) of evaluated faces spread evenly over the dataset.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -95,8 +95,7 @@ class SegmentationEvaluator:
         self.dataset, self.network, self.options = dataset, network, options
         self.knows_hair = getattr(network, "knows_hair", False)
         self.found: dict[int, SegmentationResults] = {}  # of this process' faces, by their places in the dataset
-        count = len(dataset)
-        self.example_indices = set(np.linspace(0, count - 1, min(SHEET_FACES, count)).round().astype(int).tolist())
+        self.examples = report.Spread(SHEET_FACES, len(dataset))
 
     @torch.no_grad()
     def run(self) -> SegmentationResults:
@@ -116,17 +115,18 @@ class SegmentationEvaluator:
             places = world.places(len(self.found), len(predicted))
             for index, (place, name) in enumerate(zip(places, batch["name"])):
                 labels = batch["labels"][index] if "labels" in batch else None
-                self.found[place] = self._face(name, batch["image"][index], predicted[index], labels,
-                                               None if hair is None else hair[index],
-                                               example=place in self.example_indices)
-        results = SegmentationResults()
-        for found in distributed.gather(self.found, world).values():
+                self.found[place] = self._face(place, name, batch["image"][index], predicted[index], labels,
+                                               None if hair is None else hair[index])
+        results, examples = SegmentationResults(), report.Spread(SHEET_FACES, len(self.dataset))
+        for place, found in distributed.gather(self.found, world).items():
+            if found.examples and not examples.takes(place):
+                found.examples.clear()
             results.add(found)
         results.seconds = time.monotonic() - start
         return results
 
-    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None, hair: Tensor | None, *,
-              example: bool) -> SegmentationResults:
+    def _face(self, place: int, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None,
+              hair: Tensor | None) -> SegmentationResults:
         try:
             table = confusion(labels, predicted) if labels is not None else None
             measures = self._share(name, predicted, hair) if table is None else overlaps(table)
@@ -135,7 +135,7 @@ class SegmentationEvaluator:
         results = SegmentationResults([{"name": name, **measures}])
         if table is not None:
             results.table += table
-        if example:
+        if self.examples.takes(place):
             value = measures["iou_occlusion" if labels is not None else "share"]
             caption = f"{name}: {'-' if value is None else f'{value:.3f}'}"
             results.examples.append((caption, draw_labels(image, predicted)))
@@ -232,7 +232,7 @@ def _evaluate(settings: Any, folder: Path, world: World) -> dict[str, Any]:
     summary = {**summarise(results), "settings": build.plain_settings(settings)}
     report.write_csv(folder / "occlusion.csv", results.rows, results.columns)
     report.write_json(folder / "summary.json", summary)
-    if settings.save_results and results.examples:
+    if settings.save_results:
         captions, pictures = zip(*results.examples)
         report.draw_sheet(folder / "occlusion.png", pictures, captions, SHEET_COLUMNS)
     note("\n" + format_summary(summary))

@@ -16,6 +16,7 @@ from datasets.masks import MaskFolder, fixed_hole
 from engine import build, evaluation, export
 from engine.evaluation import EvaluationOptions, Evaluator
 from engine.metrics import psnr
+from engine.report import Spread
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
 from utils import checkpoints
@@ -85,6 +86,33 @@ def test_unreadable_and_unmasked_images_are_listed_at_the_end(monkeypatch, compl
             mask_dir=str(photos / "masks"), output=str(out))
     assert "\n" not in str(caught.value)
     assert [row["name"] for row in csv.DictReader((out / "metrics.csv").open())] == ["photo0", "photo2"]
+
+
+def test_examples_are_of_faces_that_could_be_evaluated(monkeypatch, completion, photos):
+    monkeypatch.setattr(evaluation, "EXAMPLES", 1)
+    (photos / "masks" / "photo0.png").unlink()
+    out = photos / "out"
+    with pytest.raises(UserError, match="1 of 3 images were skipped.*photo0"):
+        run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"),
+            mask_dir=str(photos / "masks"), output=str(out))
+    truth = read_image(photos / "crops" / "photo1.png")
+    assert (read_image(out / "examples.png")[-258:-2, -258:-2] == truth).all() and (out / "summary.json").exists()
+
+
+def test_examples_do_not_depend_on_the_number_of_processes():
+    """Each process asks about its own usable faces, then the main one about all that were taken."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        usable = np.flatnonzero(rng.random(40) < rng.uniform(0.05, 1)).tolist()
+        alone = Spread(5, 40)
+        expected = [place for place in usable if alone.takes(place)]
+        shares = [Spread(5, 40) for _ in range(3)]
+        taken = [place for place in usable if shares[place % 3].takes(place)]
+        together = Spread(5, 40)
+        assert [place for place in taken if together.takes(place)] == expected
+        assert len(expected) <= 5 and bool(expected) == bool(usable)
+    everything = Spread(5, 40)
+    assert [place for place in range(40) if everything.takes(place)] == [0, 10, 20, 29, 39]
 
 
 def test_window_resolution(monkeypatch, completion, photos):
