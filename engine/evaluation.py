@@ -133,20 +133,17 @@ class Evaluator:
         image = from_uint8(batch["image"].to(self.options.world.device))
         places = self.options.world.places(len(self.found), len(image))
         results = [self.found.setdefault(place, Results()) for place in places]
-        face = self._face(image, batch)
-        holes = self._holes(image, face, batch["name"], results)
-        kept = [index for index, hole in enumerate(holes) if hole is not None]
+        kept, faces, holes = self._holes(image, batch, results)
         if not kept:
             return
         inside = self._inside()
-        hole = torch.from_numpy(np.stack([holes[index] for index in kept]))[:, None].to(image.device)
+        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
         completion = self.completion(image[kept][..., inside, inside], hole[..., inside, inside])
         outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(kept):
-            region = face[index][inside, inside]
-            self._image(results[index], batch["name"][index], truths[place], holes[index][inside, inside], region,
-                        outputs[place], example=self.examples.takes(places[index]))
+            self._image(results[index], batch["name"][index], truths[place], holes[place][inside, inside],
+                        faces[place][inside, inside], outputs[place], example=self.examples.takes(places[index]))
             if completion.landmarks is not None:  # the 2D baseline knows none
                 self._landmarks(results[index], batch, index, completion.landmarks[place].cpu())
 
@@ -154,31 +151,34 @@ class Evaluator:
         offset = WINDOW_OFFSET if self.options.resolution == WINDOW_SIZE else 0
         return slice(offset, offset + self.options.resolution)
 
-    def _face(self, image: Tensor, batch: Mapping[str, Any]) -> np.ndarray:
-        """The face of each crop, bool (B, 256, 256): as given, or by the dataset's labels, or else by the net's on the
-        unmasked image."""
-        if self.options.regions:
-            return np.stack([read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
-                             for name in batch["name"]])
-        if "labels" in batch:
-            return (batch["labels"] == FACE).numpy()
-        return (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
-
-    def _holes(self, image: Tensor, face: np.ndarray, names: list[str],
-               results: list[Results]) -> list[np.ndarray | None]:
-        """The hole of each crop, bool (256, 256); None, noted as skipped, where there is no usable mask."""
+    def _holes(self, image: Tensor, batch: Mapping[str, Any],
+               results: list[Results]) -> tuple[list[int], list[np.ndarray], list[np.ndarray]]:
+        """(places in the batch, faces, holes) of the crops that have usable ones, bool (256, 256); the others are noted
+        as skipped. Where the face is not given it is what the net finds on the unmasked image."""
+        found = hidden = [None] * len(image)
+        if not self.options.regions and "labels" not in batch:
+            found = (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
         if self.options.source == "occlusion":
-            return list(self.completion.predict_hole(image)[:, 0].bool().cpu().numpy())
-        if self.options.source == "random":
-            return [fixed_hole(self.options.seed, name, region) for name, region in zip(names, face)]
-        holes: list[np.ndarray | None] = []
-        for name, of_image in zip(names, results):
+            hidden = self.completion.predict_hole(image)[:, 0].bool().cpu().numpy()
+        kept, faces, holes = [], [], []
+        for index, name in enumerate(batch["name"]):
             try:
-                holes.append(self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)))
+                face = given_face(batch, index, self.options.regions)
+                face = found[index] if face is None else face
+                hole = self._hole(name, face) if hidden[index] is None else hidden[index]
             except UserError as error:
-                holes.append(None)
-                of_image.skipped[name] = str(error)
-        return holes
+                results[index].skipped[name] = str(error)
+                continue
+            kept.append(index)
+            faces.append(face)
+            holes.append(hole)
+        return kept, faces, holes
+
+    def _hole(self, name: str, face: np.ndarray) -> np.ndarray:
+        """The hole of a crop, bool (256, 256), where it is not predicted; UserError if there is no usable mask."""
+        if self.options.masks:
+            return self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE))
+        return fixed_hole(self.options.seed, name, face)
 
     def _image(self, results: Results, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray,
                output: np.ndarray, *, example: bool) -> None:
@@ -211,6 +211,17 @@ class Evaluator:
         if "landmarks" in batch:
             truth = batch["landmarks"][index] - self._inside().start
             results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
+
+
+def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:
+    """A face's region, bool (256, 256): of the folder `regions`, else by the dataset's labels; None without both.
+
+    Raises:
+        UserError: its picture is missing or cannot be read.
+    """
+    if regions:
+        return read_mask(regions / f"{batch['name'][index]}.png", (CROP_SIZE, CROP_SIZE))
+    return (batch["labels"][index] == FACE).numpy() if "labels" in batch else None
 
 
 def summarise(results: Results, settings: Mapping[str, Any], lpips_missing: str | None) -> dict[str, Any]:

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.alignment import CROP_SIZE
 from engine import distributed, report
 from engine.compilation import compile_networks
 from engine.distributed import ALONE, World
+from engine.evaluation import given_face
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import BACKGROUND, FACE, N_LABELS, OCCLUSION
 from utils.errors import UserError
-from utils.images import read_mask
 from utils.logging import note, progress
 
 BATCH_SIZE = 8
@@ -113,9 +112,8 @@ class SegmentationEvaluator:
                 predicted = self.network(image)
             predicted = predicted.argmax(1).cpu()
             places = world.places(len(self.found), len(predicted))
-            for index, (place, name) in enumerate(zip(places, batch["name"])):
-                labels = batch["labels"][index] if "labels" in batch else None
-                self.found[place] = self._face(place, name, batch["image"][index], predicted[index], labels,
+            for index, place in enumerate(places):
+                self.found[place] = self._face(place, batch, index, predicted[index],
                                                None if hair is None else hair[index])
         results, examples = SegmentationResults(), report.Spread(SHEET_FACES, len(self.dataset))
         for place, found in distributed.gather(self.found, world).items():
@@ -125,27 +123,29 @@ class SegmentationEvaluator:
         results.seconds = time.monotonic() - start
         return results
 
-    def _face(self, place: int, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None,
+    def _face(self, place: int, batch: Mapping[str, Any], index: int, predicted: Tensor,
               hair: Tensor | None) -> SegmentationResults:
+        name, table = batch["name"][index], None
         try:
-            table = confusion(labels, predicted) if labels is not None else None
-            measures = self._share(name, predicted, hair) if table is None else overlaps(table)
+            if "labels" in batch:
+                table = confusion(batch["labels"][index], predicted)
+                measures = overlaps(table)
+            else:
+                measures = self._share(given_face(batch, index, self.options.regions), predicted, hair)
         except UserError as error:
             return SegmentationResults(skipped={name: str(error)})
         results = SegmentationResults([{"name": name, **measures}])
         if table is not None:
             results.table += table
         if self.examples.takes(place):
-            value = measures["iou_occlusion" if labels is not None else "share"]
+            value = measures["share" if table is None else "iou_occlusion"]
             caption = f"{name}: {'-' if value is None else f'{value:.3f}'}"
-            results.examples.append((caption, draw_labels(image, predicted)))
+            results.examples.append((caption, draw_labels(batch["image"][index], predicted)))
         return results
 
-    def _share(self, name: str, predicted: Tensor, hair: Tensor | None) -> dict[str, float | None]:
+    @staticmethod
+    def _share(region: np.ndarray | None, predicted: Tensor, hair: Tensor | None) -> dict[str, float | None]:
         """The numbers of a face without labels in occlusion.csv."""
-        region = None
-        if self.options.regions:
-            region = read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
         shares = {"share": occluded_share(predicted.numpy(), region)}
         if hair is not None:
             others = torch.where(hair & (predicted == OCCLUSION), BACKGROUND, predicted)

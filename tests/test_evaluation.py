@@ -288,9 +288,17 @@ def test_ratio_and_random_holes_are_of_the_given_regions(tmp_path, completion):
     holes = [fixed_hole(0, name, region > 0) for name in found.names]
     assert found.ratios == [pytest.approx((hole & (region > 0)).sum() / (region > 0).sum()) for hole in holes]
     assert found.ratios != before.ratios
-    (tmp_path / "face_1.png").unlink()
-    with pytest.raises(UserError, match="face_1.png"):
-        Evaluator(SmallFaces(2), completion, given, None).run()
+
+
+def test_faces_without_a_usable_region_are_listed_at_the_end(monkeypatch, completion, photos):
+    (photos / "faces").mkdir()
+    write_image(photos / "faces" / "photo1.png", np.ones((256, 256), bool))
+    (photos / "faces" / "photo2.png").write_bytes(b"broken")
+    out = photos / "out"
+    with pytest.raises(UserError, match="2 of 3 images were skipped.*photo0.png.*photo2.png"):
+        run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"),
+            face_dir=str(photos / "faces"), output=str(out))
+    assert [row["name"] for row in csv.DictReader((out / "metrics.csv").open())] == ["photo1"]
 
 
 def test_the_2d_baseline_refuses_the_window():
