@@ -182,6 +182,16 @@ def test_mask_threshold_size_and_polarity(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), grey >= 128)
     doubled = read_mask(tmp_path / "mask.png", size=(8, 8))
     np.testing.assert_array_equal(doubled, np.kron(grey >= 128, np.ones((2, 2), bool)))
+    assert read_mask(tmp_path / "mask.png", size=(100, 101)).shape == (100, 101)
+
+
+@pytest.mark.parametrize("size, words", [((256, 256), "178x218 pixels, its picture 256x256: a mask must show the whole"),
+                                         ((178, 218), "the way up it is seen")])
+def test_mask_of_another_shape_is_refused(tmp_path, size, words):
+    """As one of CelebA's pictures is for an aligned crop of it."""
+    Image.fromarray(np.full((218, 178), 255, np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=f"mask.png: the mask is .*{words}"):
+        read_mask(tmp_path / "mask.png", size=size)
 
 
 def test_mask_that_would_silently_hide_nothing_is_an_error(tmp_path):
