@@ -204,13 +204,15 @@ class Evaluator:
         return psnr(output, truth), ssim(output, truth), self.lpips(output, truth) if self.lpips else None
 
     def _landmarks(self, results: Results, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
-        """Writes the 68 fitted landmarks, in pixels of the evaluated picture; measures them where truth is known."""
+        """Writes the 68 fitted landmarks, (68, 2) in pixels of the evaluated picture, as pixels of the crop; measures
+        them where truth is known."""
+        landmarks = landmarks.float() + self._inside().start
         if self.options.save_landmarks:
             with report.atomic_text(files.inside(self.options.folder, f"{batch['name'][index]}.txt")) as file:
                 file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
         if "landmarks" in batch:
-            truth = batch["landmarks"][index] - self._inside().start
-            results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
+            truth = batch["landmarks"][index].float()
+            results.landmark_errors.append(float(landmark_error(landmarks[None], truth[None])))
 
 
 def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from engine import build, evaluation, export
 from engine.evaluation import EvaluationOptions, Evaluator
 from engine.metrics import psnr
 from engine.report import Spread
+from models.blending import from_uint8
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
 from utils import checkpoints
@@ -118,10 +119,14 @@ def test_examples_do_not_depend_on_the_number_of_processes():
 def test_window_resolution(monkeypatch, completion, photos):
     out = photos / "out"
     run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"), mask_dir=str(photos / "masks"),
-        output=str(out), resolution=[224, 224])
+        output=str(out), resolution=[224, 224], save_landmarks=True)
     truth = read_image(photos / "crops" / "photo0.png")[16:240, 16:240]
     hole = cv2.imread(str(photos / "masks" / "photo0.png"), 0)[16:240, 16:240] > 127
     assert (read_image(out / "photo0.png")[~hole] == truth[~hole]).all()
+    image = from_uint8(torch.from_numpy(truth.transpose(2, 0, 1).copy())[None])
+    with torch.no_grad():
+        landmarks = completion(image, torch.from_numpy(hole)[None, None]).landmarks[0].numpy()
+    np.testing.assert_allclose(np.loadtxt(out / "photo0.txt"), landmarks + 16, atol=0.01)  # in pixels of the crop
 
 
 def test_random_holes_are_fixed_by_seed_and_name(tmp_path, completion):
