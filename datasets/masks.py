@@ -1,7 +1,7 @@
 """Holes: which pixels of a face are hidden. One polarity everywhere: a mask is True (255 on disk) where HIDDEN.
 
 Three sources: random rectangles drawn anew (training), rectangles fixed by (seed, image name) so that everybody
-evaluates the same holes, and a folder of mask pictures.
+evaluates the same holes on the same face regions, and a folder of mask pictures.
 """
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def random_hole(rng: np.random.Generator, face: np.ndarray, evaluation: bool = F
 def fixed_hole(seed: int, name: str, face: np.ndarray) -> np.ndarray:
     """The evaluation hole of the image called ``name``: bool (H, W), inside the bool (H, W) face region.
 
-    It depends on the seed and the name alone, not on the order of the images, the machine or the process. The name
-    is the image's path inside its folder, without the suffix.
+    Its rectangle depends on the seed and the name alone, not on the order of the images, the machine or the process;
+    a face region that a network found may not be the same everywhere (save such holes with --save-masks). The name is
+    the image's path inside its folder, without the suffix.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))

@@ -61,6 +61,7 @@ class EvaluationOptions:
     workers: int = 0
     save_pictures: bool = True
     save_landmarks: bool = False
+    save_masks: bool = False
     log_type: str = "progressbar"
 
 
@@ -142,6 +143,8 @@ class Evaluator:
         outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(kept):
+            if self.options.save_masks:
+                write_image(files.inside(self.options.folder, f"masks/{batch['name'][index]}.png"), holes[place])
             self._image(results[index], batch["name"][index], truths[place], holes[place][inside, inside],
                         faces[place][inside, inside], outputs[place], example=self.examples.takes(places[index]))
             if completion.landmarks is not None:  # the 2D baseline knows none
@@ -309,7 +312,8 @@ def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[st
     options = EvaluationOptions(
         folder=folder, source=source, masks=masks, regions=build.face_folder(settings),
         resolution=settings.resolution[0], seed=settings.manual_seed, world=world, workers=settings.nthreads,
-        save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
+        save_pictures=settings.save_results, save_landmarks=settings.save_landmarks,
+        save_masks=settings.save_masks, log_type=settings.log_type)
     results = Evaluator(dataset, completion, options, lpips).run()
     if not world.is_main:
         return {}

@@ -147,6 +147,20 @@ def test_random_holes_are_fixed_by_seed_and_name(tmp_path, completion):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("resolution", [[256, 256], [224, 224]])
+def test_saved_holes_are_those_that_mask_dir_reads(monkeypatch, completion, photos, resolution):
+    """Whatever the net that found the faces says by then."""
+    asked = {"dataset_test": "Faces", "dataroot": str(photos / "crops"), "resolution": resolution}
+    monkeypatch.setattr(completion, "label", lambda image: torch.full_like(image, 1))
+    run(monkeypatch, completion, **asked, output=str(photos / "first"), save_masks=True)
+    for name in ("photo0", "photo1", "photo2"):
+        saved = read_image(photos / "first" / "masks" / f"{name}.png")[..., 0] > 0
+        assert (saved == fixed_hole(0, name, np.ones((256, 256), bool))).all()
+    run(monkeypatch, completion, **asked, output=str(photos / "again"), mask_dir=str(photos / "first" / "masks"))
+    tables = [(photos / folder / "metrics.csv").read_text() for folder in ("first", "again")]
+    assert tables[0] == tables[1] and not (photos / "again" / "masks").exists()
+
+
 def test_predicted_occluders_have_no_truth(tmp_path, completion):
     options = EvaluationOptions(tmp_path, source="occlusion", log_type="traditional")
     results = Evaluator(SmallFaces(2), completion, options, lambda a, b: 1 / 0).run()

@@ -183,6 +183,8 @@ OPTIONS = {
                "for --eval)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
+        Option("save_masks", "bool", False, "--eval: write masks/NAME.png with the hole of each crop, 255 = hidden, which "
+               "--mask-dir reads"),
         Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, photos completed before"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
