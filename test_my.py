@@ -30,6 +30,10 @@ EXAMPLE_REGION = "lower"  # what is hidden of the example, if nothing else is sa
 def main(argv: Sequence[str]) -> int:
     """Complete the photos that the command line names; the exit status is 1 if any of them failed."""
     settings = config.parse(argv, "Complete the faces in your own photos; results go to output/NAME/.")
+    advice = {"mask_dir": "it is of main.py --eval; give the photos' masks with --mask DIR"}
+    if settings.mask is None:
+        advice["mask_is_visible"] = "it says what the white of --mask means: give --mask FILE"
+    config.refuse_typed(argv, settings, advice)
     example = settings.image is None and not INPUTS.is_dir()
     if example and settings.region is None and settings.mask_source is None:
         settings = settings.replace(region=EXAMPLE_REGION)
@@ -110,8 +114,6 @@ def choose_source(settings: config.Settings, example: bool) -> str:
             raise UserError(f"{option}: say to which photo it belongs with --image FILE")
     if example and settings.report:
         raise UserError("--report: say of which photos with --image FILE or FOLDER")
-    if settings.mask_is_visible and settings.mask is None:
-        raise UserError("--mask-is-visible says what the white of --mask means: give --mask FILE")
     if settings.mask_source == "file" and settings.mask is None:
         raise UserError("--mask-source file: say where the hole is with --mask FILE (white = hidden)")
     if settings.mask_source == "random" and settings.mask is not None:

@@ -75,9 +75,10 @@ class MaskFolder:
     Masks may lie in the same subfolders as their images, or all in one flat folder.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        """Raises UserError if the folder is missing, empty, or has two masks of one name."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, visible: bool = False) -> None:
+        """visible: white marks what is visible instead. Raises UserError if the folder is missing, empty, or has two
+        masks of one name."""
+        self.folder, self.visible = Path(folder), visible
         self._paths: dict[str, Path] = {}
         for path in list_images(self.folder, recursive=True):
             name = path.relative_to(self.folder).with_suffix("").as_posix()
@@ -94,14 +95,15 @@ class MaskFolder:
         return len(self._paths)
 
     def hole(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The mask of the image called ``name`` (its path without suffix): bool, resized to size = (height, width).
+        """The hole of the image called ``name`` (its path without suffix): bool, resized to size = (height, width).
 
-        Raises UserError naming the missing or unreadable mask.
+        Raises UserError naming the mask if it is missing, unreadable or of another shape.
         """
         path = self.find(name)
         if path is None:
             raise UserError(f"no mask for {name} in {self.folder}: add {self.folder / name}.png (255 = hidden)")
-        return read_mask(path, size)
+        mask = read_mask(path, size)
+        return ~mask if self.visible else mask
 
     def find(self, name: str) -> Path | None:
         """The file of the mask of the image called ``name`` (its path without suffix); None if there is none."""

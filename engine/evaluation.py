@@ -305,7 +305,7 @@ def evaluate(settings: Any) -> dict[str, Any]:
 
 def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[str, Any]:
     from engine import build
-    masks = MaskFolder(settings.mask_dir) if source == "file" else None
+    masks = MaskFolder(settings.mask_dir, settings.mask_is_visible) if source == "file" else None
     dataset = build.build_test_data(settings)
     completion = build.build_completion(settings, world.device)
     lpips, lpips_missing = open_lpips(world.device)

@@ -89,7 +89,9 @@ def read_photo_mask(mask: str | Path, photo_path: Path, size: tuple[int, int], v
     """
     mask = Path(mask)
     try:
-        hole = MaskFolder(mask).hole(photo_path.stem, size) if mask.is_dir() else read_mask(mask, size)
+        if mask.is_dir():
+            return MaskFolder(mask, visible).hole(photo_path.stem, size)
+        hole = read_mask(mask, size)
     except UserError as error:
         raise UserError(f"{photo_path}: {error}") from None
     return ~hole if visible else hole

@@ -317,7 +317,7 @@ def choose_masks(settings: Any) -> MaskFolder | None:
         raise UserError("--mask-source occlusion: the encoder is evaluated on holes of mask files or random ones")
     if source == "random" and settings.dataset_test not in LABELLED:
         raise UserError(f"--dataset-test {settings.dataset_test} is not labelled: give the holes with --mask-dir DIR")
-    return MaskFolder(settings.mask_dir) if source == "file" else None
+    return MaskFolder(settings.mask_dir, settings.mask_is_visible) if source == "file" else None
 
 
 def evaluate(settings: Any) -> dict[str, Any]:

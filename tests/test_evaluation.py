@@ -78,6 +78,16 @@ def test_folder_with_masks(monkeypatch, capsys, completion, photos):
     assert "average" in printed and "mirrored half" in printed and "LPIPS is not available" in printed
 
 
+def test_masks_of_what_is_visible(monkeypatch, completion, photos):
+    asked = {"dataset_test": "Faces", "dataroot": str(photos / "crops")}
+    for path in (photos / "masks").iterdir():
+        write_image(photos / "inverted" / path.name, 255 - cv2.imread(str(path), 0))
+    run(monkeypatch, completion, **asked, mask_dir=str(photos / "masks"), output=str(photos / "out"))
+    run(monkeypatch, completion, **asked, mask_dir=str(photos / "inverted"), output=str(photos / "again"),
+        mask_is_visible=True)
+    assert (photos / "out" / "metrics.csv").read_text() == (photos / "again" / "metrics.csv").read_text()
+
+
 def test_unreadable_and_unmasked_images_are_listed_at_the_end(monkeypatch, completion, photos):
     (photos / "crops" / "broken.png").write_bytes(b"")
     (photos / "masks" / "photo1.png").unlink()

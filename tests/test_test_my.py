@@ -380,6 +380,7 @@ def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_
     (["--image", "free.png", "--mask", "wide.png"], ["wide.png", "200x100", "512x512"]),
     (["--image", "free.png", "--mask", "black.png", "--mask-source", "random"], ["--mask", "--mask-source"]),
     (["--image", "free.png", "--mask-is-visible"], ["--mask FILE"]),
+    (["--image", "free.png", "--mask-dir", "nothing"], ["--mask-dir", "--mask DIR"]),
     (["--image", "free.png", "--region", "ear"], ["ear", "eyes, nose"]),
     (["--image", "free.png", "--model-type", "2d"], ["--model-type 2d"]),
     (["--image", "free.png", "--face", "7"], ["--face 7", "1 face"]),
@@ -405,6 +406,12 @@ def test_bad_input_is_one_line_and_status_1(run, tmp_path, portrait, capsys, arg
     for fragment in fragments:
         assert fragment in lines[0]
     assert not (tmp_path / "output").exists()
+
+
+def test_masks_of_evaluations_in_a_shared_file_are_let_pass(run, tmp_path, portrait):
+    write_image(tmp_path / "free.png", portrait[0])
+    (tmp_path / "shared.txt").write_text("[Arguments]\nmask_dir = nothing\nmask_is_visible = True\n")
+    assert run("--config", "shared.txt", "--image", "free.png") == 0
 
 
 def test_without_inpainter_weights_it_refuses_and_names_the_file(monkeypatch, tmp_path, portrait, capsys):

@@ -19,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from utils import files
 from utils.errors import UserError
@@ -64,6 +64,8 @@ def flag_of(name: str) -> str:
 DATASETS = ("Synthetic", "CelebA", "Faces", "CelebAMaskHQ")
 PIXEL_LOSSES = ("l1", "l2", "l21")
 
+PHOTO_OPTIONS = "Own photos (test_my.py)"
+
 OPTIONS = {
     "What to do": [
         Option("stage", "text", "inpainter", "the part that is trained, or with --eval evaluated: encoder or "
@@ -102,6 +104,8 @@ OPTIONS = {
         Option("mask_source", "text", None, "where holes come from; default: random to evaluate (file with "
                "--mask-dir), occlusion for own photos (file with --mask)", ("random", "file", "occlusion")),
         Option("mask_dir", "path", None, "folder with one NAME.png per evaluated crop, 255 = hidden"),
+        Option("mask_is_visible", "bool", False, "the white of --mask-dir or --mask is what is visible, not what is "
+               "hidden"),
         Option("mask", "path", None, "test_my.py: picture of the hole in the photo's pixels, white = hidden (or a "
                "folder with one such picture per photo); with --mask-source occlusion, what the net finds is added"),
     ],
@@ -188,7 +192,7 @@ OPTIONS = {
         Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, photos completed before"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
-    "Own photos (test_my.py)": [
+    PHOTO_OPTIONS: [
         Option("image", "path", None, "photo or folder of photos (default: inputs/; without it, an example photo)"),
         Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: "
                "five points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
@@ -196,7 +200,6 @@ OPTIONS = {
         Option("face", "int", None, "complete only this face, counted from the largest, which is 1", least=1),
         Option("all_faces", "bool", False, "complete faces of every size"),
         Option("min_face", "int", 48, "pixels across from which a face is completed; the largest always is", least=0),
-        Option("mask_is_visible", "bool", False, "the mask's white is what is visible, not what is hidden"),
         Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or "
                "several joined by commas"),
         Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
@@ -441,6 +444,16 @@ def normalise(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def refuse_typed(argv: Sequence[str], settings: Settings, advice: Mapping[str, str]) -> None:
+    """Raises UserError for an option on the command line that would have no effect: name -> what to do instead.
+
+    In a file, which the programs share, it is let pass; so is its default."""
+    for word in normalise(argv):
+        name = canonical(word[2:].partition("=")[0]) if word.startswith("--") else None
+        if name in advice and getattr(settings, name) != BY_NAME[name].default:
+            raise UserError(f"option {BY_NAME[name].flag}: {advice[name]}")
 
 
 def _standard_flag(name: str) -> str:
