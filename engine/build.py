@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
-from engine.distributed import ALONE, World, in_main
+from engine.distributed import ALONE, World, in_main, is_main
 from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
 from utils import device as devices, files
@@ -141,7 +141,8 @@ def build_test_data(settings: Any) -> Dataset:
     """The faces that --eval takes: built-in ones, a dataset's test split, or a whole folder.
 
     Built-in faces have occluders only if these are the holes, or what --stage occlusion is to find. A folder given with
-    --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
+    --dataset-test Faces is evaluated as a whole, unless --dataset-train Faces learns from it, too: then its test split
+    is. --dataset-options chooses another split (null: all faces).
 
     Raises:
         UserError: the data is missing.
@@ -152,7 +153,12 @@ def build_test_data(settings: Any) -> Dataset:
         seed = settings.dataset_options.get("seed", 0)  # others are a training's, in the same file
         return SyntheticFaces("test", settings.test_count, seed=_whole_number("seed", seed),
                               occluders="occlusion" in (settings.mask_source, settings.stage))
-    return _folder_data(settings, kind, None if kind == "Faces" else "test")
+    usual = None if kind == "Faces" and settings.dataset_train != "Faces" else "test"
+    faces = _folder_data(settings, kind, settings.dataset_options.get("split", usual))
+    if is_main():
+        which = "all faces are evaluated" if faces.split is None else f"the {faces.split} split is evaluated"
+        note(f"{faces.root}: {which}, {len(faces)} of {faces.total}")
+    return faces
 
 
 def face_folder(settings: Any) -> Path | None:
@@ -261,6 +267,7 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
 
 
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
+    """Faces below --dataroot; the split of --dataset-options is for evaluations alone."""
     from datasets.celeba import CelebACrops
     from datasets.celebamask import CelebAMaskHQ
     from datasets.faces import FolderFaces
@@ -269,7 +276,7 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
     if not Path(settings.dataroot).is_dir():
         raise UserError(f"--dataroot {settings.dataroot}: no such folder")
     cls = {"Faces": FolderFaces, "CelebA": CelebACrops, "CelebAMaskHQ": CelebAMaskHQ}[kind]
-    options = {"split": split, "train_dev_percent": settings.train_dev_percent, **settings.dataset_options}
+    options = {"train_dev_percent": settings.train_dev_percent, **settings.dataset_options, "split": split}
     try:
         return cls(settings.dataroot, **options)
     except TypeError as error:

@@ -221,6 +221,24 @@ def test_data_that_cannot_train_a_stage(values, message):
         build.build_training_data(settings(**values))
 
 
+@pytest.mark.parametrize("values, expected, line", [
+    ({"dataset_train": "Synthetic"}, range(10), "all faces are evaluated, 10 of 10"),
+    ({"dataset_train": "Faces"}, range(8, 10), "the test split is evaluated, 2 of 10"),
+    ({"dataset_train": "Faces", "dataset_options": {"split": "dev"}}, [7], "the dev split is evaluated, 1 of 10"),
+    ({"dataset_train": "Faces", "dataset_options": {"split": None}}, range(10), "all faces are evaluated, 10 of 10"),
+])
+def test_faces_that_were_trained_on_are_evaluated_only_when_asked(tmp_path, capsys, values, expected, line):
+    """The published args.txt names Faces for both. Whatever is evaluated, trainings share no face."""
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), index, np.uint8))
+    chosen = settings(dataset_test="Faces", dataroot=str(tmp_path), train_dev_percent=0.8, **values)
+    assert build.build_test_data(chosen).names == [str(index) for index in expected]
+    assert capsys.readouterr().out == f"{tmp_path}: {line}\n"
+    if chosen.dataset_train == "Faces":
+        train, dev = build.build_training_data(chosen)
+        assert train.names == [str(index) for index in range(7)] and dev.names == ["7"]
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "last.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="--resume"):
