@@ -78,8 +78,9 @@ OPTIONS = {
         Option("dataset_test", "text", "Synthetic", "the faces that are evaluated", DATASETS),
         Option("dataroot", "path", None, "folder of the dataset (aligned crops; not needed for Synthetic)"),
         Option("dataset_options", "json", {}, "further arguments of the dataset, a JSON object; split (\"train\", "
-               "\"dev\", \"test\" or null, all faces) is what --eval takes (default: test; of --dataset-test Faces all, "
-               "unless --dataset-train is Faces, too)"),
+               "\"dev\", \"test\" or null, all faces) is what --eval takes (default: test; of --dataset-test Faces "
+               "all, unless --dataset-train is Faces, too); of CelebA official_partition (true) divides as its "
+               "Eval/list_eval_partition.txt does, not by --train-dev-percent"),
         Option("train_dev_percent", "float", 80.0, "percentage (up to 1: fraction) of the sorted crops that is for "
                "training and development; the rest is evaluated", least=0, most=100),
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
