@@ -435,15 +435,17 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
     Raises UserError for an unknown flag, naming the nearest known one."""
     words: list[str] = []
+    bracketed = False  # may the latest option's value be a list? In a path brackets are letters like any other
     for word in argv:
-        unclosed = words and words[-1].lstrip("-").count("[") > words[-1].count("]")
-        if unclosed:
+        if bracketed and words[-1].count("[") > words[-1].count("]"):
             words[-1] += word
         elif words and re.fullmatch(r"-\d.*|-\.\d.*", word) and words[-1].startswith("--") and "=" not in words[-1]:
             words[-1] += f"={word}"  # a negative number is a value, not a flag
         elif word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             words.append(_standard_flag(name) + equals + value)
+            option = BY_NAME.get(canonical(name))
+            bracketed = name != "config" and (option is None or option.kind != "path")
         else:
             words.append(word)
     return words
