@@ -211,7 +211,7 @@ def test_two_settings_share_no_value():
 @pytest.mark.parametrize("argv, fragments", [
     (["--resolutoin", "[256,256]"], ["--resolutoin", "--resolution"]),
     (["--recon_kpt", "x"], ["--recon_kpt", "--recon-ckpt"]),
-    (["--qqqqqq"], ["unknown option --qqqqqq"]),
+    (["--qqqqqq"], ["unknown option --qqqqqq; did you mean --"]),
     (["--resolution", "[300,300]"], ["--resolution", "[300,300]", "[256,256]", "[224,224]"]),
     (["--resolution", "[256]"], ["--resolution"]),
     (["--resolution", "[256,224]"], ["--resolution"]),
@@ -245,6 +245,7 @@ def test_bad_command_line_is_one_clear_line(argv, fragments):
 
 @pytest.mark.parametrize("line, fragments", [
     ("batch_sise = 3", ["batch_sise", "batch_size"]),
+    ("qqqqqq = 3", ["unknown key qqqqqq; did you mean "]),
     ("batch_size = three", ["key batch_size", "three"]),
     ("resolution = [224, 225]", ["key resolution", "[224, 225]"]),
     ("scheduler_options = {gamma: 0.9}", ["key scheduler_options", "malformed JSON"]),

@@ -374,15 +374,14 @@ def _choice(option: Option, text: str, where: str) -> str:
     for choice in option.choices:
         if text.lower() == choice.lower():
             return choice
-    raise UserError(f"{where}: {text!r} is unknown{nearest(text, option.choices)}; choose from "
-                    + ", ".join(option.choices))
+    raise UserError(f"{where}: {text!r} is unknown; choose from " + ", ".join(option.choices))
 
 
 def nearest(word: str, candidates: Sequence[str]) -> str:
-    """"; did you mean X?" for the candidate most like the word, or nothing if none is like it."""
+    """"; did you mean X?" for the candidate most like the word."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean {lowered[matches[0]]}?" if matches else ""
+    match, = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0)
+    return f"; did you mean {lowered[match]}?"
 
 
 def canonical(name: str) -> str | None:
