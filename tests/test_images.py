@@ -228,13 +228,19 @@ def test_write_refuses_other_suffixes(tmp_path, picture):
         write_image(tmp_path / "a.xyz", picture)
 
 
+@pytest.mark.parametrize("name, kind", [("a.avif", "AVIF"), ("a.jfif", "JPEG")])
+def test_pictures_of_phones_and_browsers_are_read(tmp_path, picture, name, kind):
+    Image.fromarray(picture).save(tmp_path / name, kind)
+    assert read_image(list_images(tmp_path)[0]).shape == picture.shape
+
+
 def test_list_images_is_sorted_and_skips_the_rest(tmp_path, picture):
-    for name in ("b.JPG", "a.png", "sub/c.jpeg", ".hidden.png", ".cache/d.png"):
+    for name in ("b.JPG", "a.png", "sub/c.jpeg", ".hidden.png", ".cache/d.png", "d.avif", "e.jfif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
     names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive=True)]
-    assert names == ["a.png", "b.JPG", "sub/c.jpeg"]
-    assert len(list_images(tmp_path)) == 2
+    assert names == ["a.png", "b.JPG", "d.avif", "e.jfif", "sub/c.jpeg"]
+    assert len(list_images(tmp_path)) == 4
     with pytest.raises(UserError, match="does not exist"):
         list_images(tmp_path / "absent")

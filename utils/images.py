@@ -21,7 +21,7 @@ from .errors import UserError
 from .files import write_bytes
 from .logging import warning
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".ppm", ".pgm")
 MIN_SIDE = 16  # pixels; anything smaller is an icon or an accident, not a photo
 MASK_THRESHOLD = 128  # grey values from here on are hidden
 ASPECT_TOLERANCE = 0.02  # relative difference of the sides' ratio up to which a mask is taken to show a whole picture
