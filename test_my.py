@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -80,8 +81,9 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 def find_photos(path: str | Path) -> dict[str, Path]:
     """Photos by the name of their results' folder: one file, or all pictures directly inside a folder.
 
-    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else, and always one that a
-    folder can have (`utils.files.safe_name`). Raises UserError if there is nothing.
+    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else (or in upper and lower
+    case, which some file systems do not tell apart), and always one that a folder can have (`utils.files.safe_name`).
+    Raises UserError if there is nothing.
     """
     from utils.images import list_images
 
@@ -93,12 +95,15 @@ def find_photos(path: str | Path) -> dict[str, Path]:
     paths = list_images(path)
     if not paths:
         raise UserError(f"{path} holds no pictures: put photos (.jpg, .png, ...) there, or name one with --image")
-    stems = [photo.stem for photo in paths]
+    stems = Counter(photo.stem.casefold() for photo in paths)
     photos: dict[str, Path] = {}
+    taken: set[str] = set()
     for photo in paths:
-        name = files.safe_name(photo.stem if stems.count(photo.stem) == 1 else photo.name.replace(".", "_"))
-        while name in photos:  # a.png, a.jpg and a_png.gif
+        alone = stems[photo.stem.casefold()] == 1
+        name = files.safe_name(photo.stem if alone else photo.name.replace(".", "_"))
+        while name.casefold() in taken:  # a.png, a.jpg and a_png.gif
             name += "_"
+        taken.add(name.casefold())
         photos[name] = photo
     return photos
 
