@@ -83,7 +83,7 @@ def find_photos(path: str | Path) -> dict[str, Path]:
 
     A name is the file's without suffix, with it ("a_png") where two files differ in nothing else (or in upper and lower
     case, which some file systems do not tell apart), and always one that a folder can have (`utils.files.safe_name`).
-    Raises UserError if there is nothing.
+    Says how much of a folder is left out. Raises UserError if there is nothing.
     """
     from utils.images import list_images
 
@@ -95,6 +95,10 @@ def find_photos(path: str | Path) -> dict[str, Path]:
     paths = list_images(path)
     if not paths:
         raise UserError(f"{path} holds no pictures: put photos (.jpg, .png, ...) there, or name one with --image")
+    others = [entry.is_dir() for entry in set(path.iterdir()) - set(paths) if not entry.name.startswith(".")]
+    if others:
+        note(f"{path}: {sum(others)} subfolders and {len(others) - sum(others)} files not named as pictures are left "
+             "out")
     stems = Counter(photo.stem.casefold() for photo in paths)
     photos: dict[str, Path] = {}
     taken: set[str] = set()

@@ -331,14 +331,16 @@ def test_names_of_photos_stay_in_the_output_folder_and_apart(tmp_path):
         assert files.output_folder(tmp_path / "out", folder).parent == tmp_path / "out" and not folder.startswith(".")
 
 
-def test_names_that_differ_in_case_alone_are_kept_apart(tmp_path):
-    """As on file systems that do not tell upper from lower case."""
+def test_names_that_differ_in_case_alone_are_kept_apart(tmp_path, capsys):
+    """As on file systems that do not tell upper from lower case. What is no picture is counted."""
     for name in ("IMG.JPG", "img.png", "Img_png.gif", "other.png", "notes.txt", "a.heic", ".hidden"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
     found = test_my.find_photos(tmp_path)
     assert {path.name for path in found.values()} == {"IMG.JPG", "img.png", "Img_png.gif", "other.png"}
     assert len({name.casefold() for name in found}) == 4 and "other" in found
+    line, = capsys.readouterr().out.splitlines()
+    assert "2 files" in line and "1 subfolders" in line
 
 
 def test_a_linked_folder_of_results_is_refused(run, tmp_path, portrait, capsys):
