@@ -21,7 +21,8 @@ from utils.errors import UserError
 from utils.logging import note, warning
 
 DEFAULT_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
-PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
+REPOSITORY = Path(__file__).resolve().parents[1]
+PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # of the repository, where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
 SYNTHETIC_OPTIONS = ("length", "seed", "occluders", "clean")  # of --dataset-options
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
@@ -299,6 +300,13 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
     return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
 
 
+def _read_definition(settings: Any, metadata: Mapping[str, Any] | None):
+    """(name, `datasets.definition.Definition`) of the morphable model, see :func:`choose_definition`."""
+    name = choose_definition(settings, metadata)
+    published = settings.definition == "auto" and name == PUBLISHED_DEFINITION
+    return name, load_definition(REPOSITORY / name if published else name)
+
+
 def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None,
                      grain: bool = True):
     """FaceCompletion with all trained networks, in evaluation mode on the device; with --model-type 2d ImageCompletion.
@@ -385,7 +393,7 @@ def _load_geometry(settings: Any, completes: bool = True):
     from engine.usual_light import UsualLight, usual_light_of
     from models.weights import load_encoder
     encoder, metadata = load_encoder(settings._3dmm_ckpt)
-    definition = load_definition(choose_definition(settings, metadata))
+    _, definition = _read_definition(settings, metadata)
     model = MorphableModel(definition)
     framed, usual = FramedEncoder(encoder, model, trust_of(metadata)), usual_light_of(metadata)
     return (framed if usual is None or not completes else UsualLight(framed, usual)).eval(), model, definition
@@ -436,8 +444,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     decodes = any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render"))
     if decodes and not encoder.knows_codes:
         encoder.learn_codes()
-    name = choose_definition(settings, metadata)
-    definition = load_definition(name)
+    name, definition = _read_definition(settings, metadata)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))

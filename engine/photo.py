@@ -30,7 +30,6 @@ from utils.images import MIN_SIDE, upright_rgb
 
 HOLE_GREY = 128  # how a hole is shown
 ROUNDING = 1.0  # crop pixels by which a mask may pass the crop before it is worth a remark
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class FindsFaces(Protocol):
@@ -133,10 +132,10 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
     """A completer with the networks that a settings file names (default: this repository's args.txt), loaded once.
 
     settings: options of the command line about networks and machine that replace the file's, such as ngpu=0 or
-    niters=1. Files of weights are looked for from the repository's folder. Raises UserError if one is missing or does
-    not fit, and for an option that says how photos are completed, which is for `options`.
+    niters=1. Files of weights and the definition's folder are looked for from the repository's folder. Raises UserError
+    if one is missing or does not fit, and for an option that says how photos are completed, which is for `options`.
     """
-    from engine.build import DEFAULT_INPAINTER
+    from engine.build import DEFAULT_INPAINTER, REPOSITORY
     from utils import config
 
     known = {option.name for option in config.OPTIONS["Networks"]} | {"ngpu", "precision", "compile"}
@@ -144,10 +143,12 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
         raise UserError(f"load_completer({name}=...): this does not change how networks are loaded; say what of a photo "
                         "is completed with options=PhotoOptions(...)")
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
-    weights = {name: getattr(chosen, name) for name in config.network_files()}
+    places = {name: getattr(chosen, name) for name in config.network_files()}
     if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type == "linear":
-        del weights["recon_ckpt"]  # unused, and known to be so by its name
-    chosen = chosen.replace(**{name: str(REPOSITORY / path) for name, path in weights.items()})
+        del places["recon_ckpt"]  # unused, and known to be so by its name
+    if chosen.definition not in ("auto", "builtin"):
+        places["definition"] = chosen.definition
+    chosen = chosen.replace(**{name: str(REPOSITORY / place) for name, place in places.items() if place is not None})
     return build_completer(chosen, options)
 
 

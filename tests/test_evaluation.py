@@ -270,6 +270,14 @@ def test_definition_follows_the_encoder():
     assert build.choose_definition(settings(definition="other"), {"source": "published"}) == "other"
 
 
+def test_the_published_definition_is_the_repositorys_from_anywhere(monkeypatch):
+    read = []
+    monkeypatch.setattr(build, "load_definition", lambda folder: read.append(str(folder)))
+    assert build._read_definition(settings(), {"source": "published"})[0] == build.PUBLISHED_DEFINITION
+    build._read_definition(settings(definition=build.PUBLISHED_DEFINITION), {"source": "published"})
+    assert read == [str(build.REPOSITORY / build.PUBLISHED_DEFINITION), build.PUBLISHED_DEFINITION]
+
+
 def test_rounded_weights_are_near_compress_well_and_leave_vectors():
     generator = torch.Generator().manual_seed(0)
     kernel, bias = torch.randn(64, 32, 3, 3, generator=generator), torch.randn(64, generator=generator)
