@@ -12,6 +12,7 @@ again). What belongs to another photo of that name is replaced with --overwrite 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -53,9 +54,9 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
-    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
-              signature(settings))
     completer = build_completer(settings, choose_options(settings, source))
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
+              signature(settings, completer))
     if not photos:
         complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
         return 0
@@ -132,11 +133,19 @@ def choose_source(settings: config.Settings, example: bool) -> str:
     return "given" if settings.mask_source == "file" else settings.mask_source
 
 
-def signature(settings: config.Settings) -> list:
-    """What of the networks decides about a result: their settings, and size and time of their files."""
-    files = [Path(getattr(settings, name)) for name in config.network_files()]
+def signature(settings: config.Settings, completer) -> list:
+    """What of the networks decides about a result: their settings, what they compute in, a digest of the morphable
+    model, and size and time of the weights' files."""
+    from engine.build import completion_dtype
+
+    model = hashlib.sha256()
+    for table in completer.completion.morphable.buffers():
+        model.update(table.cpu().contiguous().numpy())
+    named = [getattr(settings, name) for name in config.network_files()]
+    weights = [Path(name) for name in named if name is not None]
     return [[getattr(settings, option.name) for option in config.OPTIONS["Networks"]],
-            [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
+            str(completion_dtype(settings, completer.device)), model.hexdigest(),
+            [[file.stat().st_size, file.stat().st_mtime_ns] for file in weights if file.is_file()]]
 
 
 def choose_options(settings: config.Settings, source: str):

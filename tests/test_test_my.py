@@ -292,6 +292,33 @@ def test_a_folder_ends_with_a_table_and_a_page_and_is_resumed(run, tmp_path, occ
     assert "2 photos: 2 completed" in capsys.readouterr().out
 
 
+def test_results_of_other_arithmetic_or_another_head_are_made_again(run, tmp_path, occluded, monkeypatch, capsys):
+    write_image(tmp_path / "photos" / "one.png", occluded)
+
+    def earlier(*argv):
+        assert run("--image", "photos", *argv) == 0
+        return "1 by an earlier run" in capsys.readouterr().out
+
+    assert [earlier("--precision", name) for name in ("bf16", "bf16", "fp32")] == [False, True, False]
+    monkeypatch.setattr("engine.build.choose_precision", lambda settings, device=None: "fp32")
+    assert earlier("--precision", "auto")
+    monkeypatch.setitem(QuickCompletion.morphable._buffers, "mean", QuickCompletion.morphable.mean + 1)
+    assert not earlier("--precision", "fp32")
+
+
+def test_weights_set_to_none_are_asked_for(monkeypatch, tmp_path, portrait, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "free.png", portrait[0])
+    argv = ["--image", "free.png", "--model-type", "linear", "--linear-ckpt", "none", "--ngpu", "0"]
+    assert run_script(test_my.main, argv) == 1
+    assert "name a file with --linear-ckpt" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_needed_may_be_none(run, tmp_path, portrait):
+    write_image(tmp_path / "free.png", portrait[0])
+    assert run("--image", "free.png", "--refiner-ckpt", "none") == 0
+
+
 def test_another_photo_of_the_same_name_is_replaced_only_when_asked(run, tmp_path, portrait, capsys):
     write_image(tmp_path / "a/me.png", portrait[0])
     write_image(tmp_path / "b/me.png", portrait[0][:, ::-1].copy())
