@@ -586,5 +586,5 @@ def _completion_losses(settings: Any) -> tuple[dict[str, float], dict[str, Any]]
     if weights["perceptual"] > 0:
         from engine.losses import PerceptualLoss
         from engine.pretrained import load_vgg_features
-        options["perceptual"] = PerceptualLoss(load_vgg_features())
+        options["perceptual"] = PerceptualLoss(load_vgg_features(settings.vgg_ckpt))
     return weights, options

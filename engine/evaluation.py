@@ -277,13 +277,21 @@ def choose_source(settings: Any) -> str:
     return source
 
 
-def open_lpips(device: torch.device) -> tuple[Callable | None, str | None]:
-    """(LPIPS, None), or (None, the reason) where its weights are not to be had: the table then does without it."""
+def open_lpips(path: str | None, device: torch.device) -> tuple[Callable | None, str | None]:
+    """(LPIPS, None), or (None, the reason) where its weights are not to be had: the table then does without it.
+
+    path: the file of --alexnet-ckpt, if it is given.
+
+    Raises:
+        UserError: that file cannot be used.
+    """
     from engine.metrics import Lpips
     from engine.pretrained import load_lpips_alex
     try:
-        return Lpips(load_lpips_alex(), device), None
+        return Lpips(load_lpips_alex(path), device), None
     except UserError as error:
+        if path is not None:
+            raise
         warning(f"LPIPS is not available: {error}")
         return None, str(error)
 
@@ -308,7 +316,7 @@ def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[st
     masks = MaskFolder(settings.mask_dir, settings.mask_is_visible) if source == "file" else None
     dataset = build.build_test_data(settings)
     completion = build.build_completion(settings, world.device)
-    lpips, lpips_missing = open_lpips(world.device)
+    lpips, lpips_missing = open_lpips(settings.alexnet_ckpt, world.device)
     options = EvaluationOptions(
         folder=folder, source=source, masks=masks, regions=build.face_folder(settings),
         resolution=settings.resolution[0], seed=settings.manual_seed, world=world, workers=settings.nthreads,

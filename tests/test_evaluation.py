@@ -13,7 +13,7 @@ import torch
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings, small_definition
 
 from datasets.masks import MaskFolder, fixed_hole
-from engine import build, evaluation, export
+from engine import build, evaluation, export, pretrained
 from engine.evaluation import EvaluationOptions, Evaluator
 from engine.metrics import psnr
 from engine.report import Spread
@@ -47,7 +47,7 @@ def photos(tmp_path):
 
 def run(monkeypatch, completion, **values):
     monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
-    monkeypatch.setattr(evaluation, "open_lpips", lambda device: (None, "no features"))
+    monkeypatch.setattr(evaluation, "open_lpips", lambda path, device: (None, "no features"))
     return evaluation.evaluate(settings(ngpu=0, nthreads=0, log_type="traditional", **values))
 
 
@@ -182,6 +182,26 @@ def test_lpips_is_used_where_it_is_available(tmp_path, completion):
     options = EvaluationOptions(tmp_path, save_pictures=False, log_type="traditional")
     results = Evaluator(SmallFaces(1), completion, options, lambda output, truth: 0.25).run()
     assert results.scores["LPIPS"]["3DFaceFill"] == [0.25]
+
+
+def test_features_of_a_named_file_are_used_or_it_is_an_error(monkeypatch, completion, photos):
+    """Without a name LPIPS is left out where there are none."""
+    asked = []
+
+    def load(path):
+        asked.append(path)
+        raise UserError("no features")
+
+    monkeypatch.setattr(pretrained, "load_lpips_alex", load)
+    assert evaluation.open_lpips(None, torch.device("cpu")) == (None, "no features")
+    monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
+    with pytest.raises(UserError, match="no features"):
+        evaluation.evaluate(settings(ngpu=0, dataset_test="Faces", dataroot=str(photos / "crops"),
+                                     output=str(photos / "out"), alexnet_ckpt="own.pth"))
+    monkeypatch.setattr(pretrained, "load_vgg_features", load)
+    with pytest.raises(UserError, match="no features"):
+        build._completion_losses(settings(is_using_frecon=True, vgg_ckpt="vgg.pth"))
+    assert asked == [None, "own.pth", "vgg.pth"]
 
 
 @pytest.mark.parametrize("values, message", [

