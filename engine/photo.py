@@ -179,8 +179,9 @@ class PhotoCompleter:
         """Complete the faces of a photo: a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
 
         mask: bool (H, W), True = hidden, of the upright photo. landmarks: where the faces are, instead of looking for
-        them: five points (5, 2) or a box (4,) each. name: for messages, and, without folder and suffix, for the random
-        hole. Raises UserError if there is no face, or if the mask hides no part of one.
+        them: five points (5, 2) or a box (4,) each. The detector looks at the whole photo, so that hidden pixels can
+        move the crops; with landmarks they change nothing, unless the net is to find more of the hole. name: for
+        messages, and, without folder and suffix, for the random hole. Raises UserError if there is no face, or if the mask hides no part of one.
         """
         photo = _as_photo(photo, name)
         if mask is not None:
