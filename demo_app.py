@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import html
 import io
 import os
@@ -156,9 +157,11 @@ class Uploads:
 
 def sweep(folder: Path, seconds: float) -> None:
     """Remove the files below a folder that are older than so many seconds."""
-    for path in folder.rglob("*"):
-        if path.is_file() and time.time() - path.stat().st_mtime > seconds:
-            path.unlink(missing_ok=True)
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(OSError):  # it has vanished meanwhile, or cannot be removed
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -177,8 +180,12 @@ def main(argv: Sequence[str]) -> int:
 
         page = build_page(Demo(load_completer(options.config, ngpu=options.ngpu)))
         note(f"open http://{options.host}:{options.port} in a browser; Ctrl-C ends")
-        page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, show_error=True,
-                    max_file_size=f"{UPLOAD_LIMIT}mb")
+        try:
+            page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, show_error=True,
+                        max_file_size=f"{UPLOAD_LIMIT}mb")
+        except OSError as error:
+            raise UserError(f"cannot listen on {options.host}:{options.port} ({' '.join(str(error).split())}): choose "
+                            "another --port, or stop what uses it") from None
     return 0
 
 

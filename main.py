@@ -14,11 +14,17 @@ from typing import Sequence
 from utils import config
 from utils.logging import run_script
 
+FOR_PHOTOS = "it is test_my.py's; here faces come by --dataset-test Faces --dataroot DIR, holes by --mask-dir DIR"
+
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, then train or evaluate."""
     settings = config.parse(argv, "Train a part of 3DFaceFill (--stage), or evaluate face completion or a part of it "
                             "(--eval).")
+    advice = {option.name: FOR_PHOTOS for option in config.OPTIONS[config.PHOTO_OPTIONS]} | {"mask": FOR_PHOTOS}
+    if not settings.mask_dir:
+        advice["mask_is_visible"] = "it says what the white of --mask-dir means: give --mask-dir DIR"
+    config.refuse_typed(argv, settings, advice)
     if settings.eval:
         _evaluate(settings)
     else:

@@ -245,6 +245,7 @@ def run_tasks(tasks: list[Task], num_workers: int, overwrite: bool) -> Iterator[
 
 def align_task(task: Task, overwrite: bool = False) -> Outcome:
     """Align one picture and write its crop; anything wrong with the picture is the outcome, not an exception."""
+    import cv2
     import numpy as np
 
     from datasets.alignment import align
@@ -259,8 +260,8 @@ def align_task(task: Task, overwrite: bool = False) -> Outcome:
         else:
             landmarks = np.array(task.landmarks).reshape(5, 2)
         crop = align(image, landmarks)
-    except UserError as error:
-        reason = str(error)
+    except (UserError, MemoryError, cv2.error) as error:
+        reason = " ".join(str(error).split()) or "not enough memory"
         return Outcome("failed", reason if str(task.source) in reason else f"{task.source}: {reason}")
     write_image(task.target, crop)  # a full disk concerns all pictures, so its UserError ends the run
     return Outcome("written")

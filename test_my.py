@@ -12,8 +12,10 @@ again). What belongs to another photo of that name is replaced with --overwrite 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -30,6 +32,10 @@ EXAMPLE_REGION = "lower"  # what is hidden of the example, if nothing else is sa
 def main(argv: Sequence[str]) -> int:
     """Complete the photos that the command line names; the exit status is 1 if any of them failed."""
     settings = config.parse(argv, "Complete the faces in your own photos; results go to output/NAME/.")
+    advice = {"mask_dir": "it is of main.py --eval; give the photos' masks with --mask DIR"}
+    if settings.mask is None:
+        advice["mask_is_visible"] = "it says what the white of --mask means: give --mask FILE"
+    config.refuse_typed(argv, settings, advice)
     example = settings.image is None and not INPUTS.is_dir()
     if example and settings.region is None and settings.mask_source is None:
         settings = settings.replace(region=EXAMPLE_REGION)
@@ -48,9 +54,9 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
-    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
-              signature(settings))
     completer = build_completer(settings, choose_options(settings, source))
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
+              signature(settings, completer))
     if not photos:
         complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
         return 0
@@ -76,8 +82,9 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 def find_photos(path: str | Path) -> dict[str, Path]:
     """Photos by the name of their results' folder: one file, or all pictures directly inside a folder.
 
-    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else, and always one that a
-    folder can have (`utils.files.safe_name`). Raises UserError if there is nothing.
+    A name is the file's without suffix, with it ("a_png") where two files differ in nothing else (or in upper and lower
+    case, which some file systems do not tell apart), and always one that a folder can have (`utils.files.safe_name`).
+    Says how much of a folder is left out. Raises UserError if there is nothing.
     """
     from utils.images import list_images
 
@@ -89,12 +96,19 @@ def find_photos(path: str | Path) -> dict[str, Path]:
     paths = list_images(path)
     if not paths:
         raise UserError(f"{path} holds no pictures: put photos (.jpg, .png, ...) there, or name one with --image")
-    stems = [photo.stem for photo in paths]
+    others = [entry.is_dir() for entry in set(path.iterdir()) - set(paths) if not entry.name.startswith(".")]
+    if others:
+        note(f"{path}: {sum(others)} subfolders and {len(others) - sum(others)} files not named as pictures are left "
+             "out")
+    stems = Counter(photo.stem.casefold() for photo in paths)
     photos: dict[str, Path] = {}
+    taken: set[str] = set()
     for photo in paths:
-        name = files.safe_name(photo.stem if stems.count(photo.stem) == 1 else photo.name.replace(".", "_"))
-        while name in photos:  # a.png, a.jpg and a_png.gif
+        alone = stems[photo.stem.casefold()] == 1
+        name = files.safe_name(photo.stem if alone else photo.name.replace(".", "_"))
+        while name.casefold() in taken:  # a.png, a.jpg and a_png.gif
             name += "_"
+        taken.add(name.casefold())
         photos[name] = photo
     return photos
 
@@ -110,8 +124,6 @@ def choose_source(settings: config.Settings, example: bool) -> str:
             raise UserError(f"{option}: say to which photo it belongs with --image FILE")
     if example and settings.report:
         raise UserError("--report: say of which photos with --image FILE or FOLDER")
-    if settings.mask_is_visible and settings.mask is None:
-        raise UserError("--mask-is-visible says what the white of --mask means: give --mask FILE")
     if settings.mask_source == "file" and settings.mask is None:
         raise UserError("--mask-source file: say where the hole is with --mask FILE (white = hidden)")
     if settings.mask_source == "random" and settings.mask is not None:
@@ -121,11 +133,19 @@ def choose_source(settings: config.Settings, example: bool) -> str:
     return "given" if settings.mask_source == "file" else settings.mask_source
 
 
-def signature(settings: config.Settings) -> list:
-    """What of the networks decides about a result: their settings, and size and time of their files."""
-    files = [Path(getattr(settings, name)) for name in config.network_files()]
+def signature(settings: config.Settings, completer) -> list:
+    """What of the networks decides about a result: their settings, what they compute in, a digest of the morphable
+    model, and size and time of the weights' files."""
+    from engine.build import completion_dtype
+
+    model = hashlib.sha256()
+    for table in completer.completion.morphable.buffers():
+        model.update(table.cpu().contiguous().numpy())
+    named = [getattr(settings, name) for name in config.network_files()]
+    weights = [Path(name) for name in named if name is not None]
     return [[getattr(settings, option.name) for option in config.OPTIONS["Networks"]],
-            [[file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]]
+            str(completion_dtype(settings, completer.device)), model.hexdigest(),
+            [[file.stat().st_size, file.stat().st_mtime_ns] for file in weights if file.is_file()]]
 
 
 def choose_options(settings: config.Settings, source: str):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import read_text
 from utils.logging import warning
 
 from .alignment import CROP_FOLDER
@@ -17,14 +18,14 @@ _PARTITIONS = {"0": "train", "1": "dev", "2": "test"}
 class CelebACrops(FolderFaces):
     """Crops <celeba>/celebahq_crop/NAME.jpg; items as in :class:`datasets.faces.FolderFaces`.
 
-    root: CelebA's folder or the folder of crops itself. If the official list_eval_partition.txt lies in CelebA's folder
-    or in its Eval/ or Anno/, it makes the splits (0 train, 1 dev, 2 test); otherwise the sorted names are divided 80/20
-    as in the paper. Raises UserError if there are no crops.
+    root: CelebA's folder or the folder of crops itself. The sorted names are divided 80/20 as in the paper, or, with
+    official_partition, as list_eval_partition.txt in CelebA's folder or in its Eval/ or Anno/ says (0 train, 1 dev, 2
+    test). Raises UserError if there are no crops, or not that file.
     """
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, train_dev_percent: float = 80,
-                 verify: bool | None = None) -> None:
-        root = Path(root)
+                 verify: bool | None = None, official_partition: bool = False) -> None:
+        root, self.official_partition = Path(root), official_partition
         crops = root / CROP_FOLDER if (root / CROP_FOLDER).is_dir() else root
         self.celeba = crops.parent if crops.name == CROP_FOLDER else root
         if (self.celeba / "img_celeba").is_dir() or (self.celeba / "img_align_celeba").is_dir():
@@ -33,9 +34,9 @@ class CelebACrops(FolderFaces):
         super().__init__(crops, split, train_dev_percent, verify)
 
     def _select(self, split: str | None, train_dev_percent: float) -> list[str]:
-        partition = find_partition(self.celeba)
-        if split is None or partition is None:
+        if split is None or not self.official_partition:
             return super()._select(split, train_dev_percent)
+        partition = find_partition(self.celeba)
         split_of = read_partition(partition)
         unlisted = [name for name in self._paths if name not in split_of]
         if unlisted:
@@ -43,10 +44,13 @@ class CelebACrops(FolderFaces):
         return sorted(name for name in self._paths if split_of.get(name) == split)
 
 
-def find_partition(celeba: Path) -> Path | None:
-    """The official partition file in CelebA's folder, its Eval/ or its Anno/; None if there is none."""
-    candidates = (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES)
-    return next((path for path in candidates if path.is_file()), None)
+def find_partition(celeba: Path) -> Path:
+    """The official partition file in CelebA's folder, its Eval/ or its Anno/; UserError if there is none."""
+    for path in (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES):
+        if path.is_file():
+            return path
+    raise UserError(f"{celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave official_partition out of "
+                    "--dataset-options")
 
 
 def read_partition(path: Path) -> dict[str, str]:
@@ -55,7 +59,7 @@ def read_partition(path: Path) -> dict[str, str]:
     Raises UserError naming the malformed line.
     """
     split_of: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         fields = line.replace(",", " ").split()
         if not fields or fields[0] == "image_id":
             continue

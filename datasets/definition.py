@@ -13,6 +13,7 @@ Lengths are in micrometres, x to the face's left (right in the picture), y up, z
 """
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def load_builtin() -> Definition:
 def load_original(folder: str | Path, parameter_folder: str | Path | None = None) -> Definition:
     """Read a folder in the published format (see the module's docstring).
 
-    parameter_folder: where shape_para_mean.npy and shape_para_std.npy are; by default the folder or its parent.
+    parameter_folder: where shape_para_mean.npy and shape_para_std.npy are; by default the folder, its parent or, of a
+    linked folder, the parent of what the link leads to.
     The numbers of vertices and triangles come from the files' sizes. Raises UserError naming the file, and the
     expected and found size, if anything is missing, truncated or refers outside the model.
     """
@@ -232,8 +234,9 @@ def _read_equal_albedo_pairs(folder: Path) -> np.ndarray | None:
 def _parameter_folder(folder: Path, given: str | Path | None) -> Path:
     if given is not None:
         return Path(given)
-    inside = (folder / "shape_para_mean.npy").exists()
-    return folder if inside else folder.resolve().parent
+    beside = Path(os.path.abspath(folder)).parent  # of a linked folder, where the link is
+    known = (place for place in (folder, beside) if (place / "shape_para_mean.npy").exists())
+    return next(known, folder.resolve().parent)
 
 
 def _read_parameters(path: Path) -> np.ndarray:

@@ -72,6 +72,11 @@ class FolderFaces(torch.utils.data.Dataset):
                 return item
         raise UserError(f"{self.root} holds no usable picture: check the files")
 
+    @property
+    def total(self) -> int:
+        """The number of pictures of all splits, unreadable ones included."""
+        return len(self._paths)
+
     def path(self, name: str) -> Path:
         """The file of the face called ``name``."""
         return self._paths[name]

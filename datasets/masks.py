@@ -1,7 +1,7 @@
 """Holes: which pixels of a face are hidden. One polarity everywhere: a mask is True (255 on disk) where HIDDEN.
 
 Three sources: random rectangles drawn anew (training), rectangles fixed by (seed, image name) so that everybody
-evaluates the same holes, and a folder of mask pictures.
+evaluates the same holes on the same face regions, and a folder of mask pictures.
 """
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def random_hole(rng: np.random.Generator, face: np.ndarray, evaluation: bool = F
 def fixed_hole(seed: int, name: str, face: np.ndarray) -> np.ndarray:
     """The evaluation hole of the image called ``name``: bool (H, W), inside the bool (H, W) face region.
 
-    It depends on the seed and the name alone, not on the order of the images, the machine or the process. The name
-    is the image's path inside its folder, without the suffix.
+    Its rectangle depends on the seed and the name alone, not on the order of the images, the machine or the process;
+    a face region that a network found may not be the same everywhere (save such holes with --save-masks). The name is
+    the image's path inside its folder, without the suffix.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -74,9 +75,10 @@ class MaskFolder:
     Masks may lie in the same subfolders as their images, or all in one flat folder.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        """Raises UserError if the folder is missing, empty, or has two masks of one name."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, visible: bool = False) -> None:
+        """visible: white marks what is visible instead. Raises UserError if the folder is missing, empty, or has two
+        masks of one name."""
+        self.folder, self.visible = Path(folder), visible
         self._paths: dict[str, Path] = {}
         for path in list_images(self.folder, recursive=True):
             name = path.relative_to(self.folder).with_suffix("").as_posix()
@@ -93,14 +95,15 @@ class MaskFolder:
         return len(self._paths)
 
     def hole(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The mask of the image called ``name`` (its path without suffix): bool, resized to size = (height, width).
+        """The hole of the image called ``name`` (its path without suffix): bool, resized to size = (height, width).
 
-        Raises UserError naming the missing or unreadable mask.
+        Raises UserError naming the mask if it is missing, unreadable or of another shape.
         """
         path = self.find(name)
         if path is None:
             raise UserError(f"no mask for {name} in {self.folder}: add {self.folder / name}.png (255 = hidden)")
-        return read_mask(path, size)
+        mask = read_mask(path, size)
+        return ~mask if self.visible else mask
 
     def find(self, name: str) -> Path | None:
         """The file of the mask of the image called ``name`` (its path without suffix); None if there is none."""

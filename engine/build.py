@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from datasets.alignment import WINDOW_SIZE
 from datasets.definition import load as load_definition
-from engine.distributed import ALONE, World, in_main
+from engine.distributed import ALONE, World, in_main, is_main
 from engine.stage import Stage
 from models.morphable import BUILTIN_LAYOUT, MorphableModel, mirror_uv
 from utils import device as devices, files
@@ -21,7 +21,8 @@ from utils.errors import UserError
 from utils.logging import note, warning
 
 DEFAULT_INPAINTER = "checkpoints/inpainter.pth"  # the default of --recon-ckpt
-PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # where the published program expects it
+REPOSITORY = Path(__file__).resolve().parents[1]
+PUBLISHED_DEFINITION = "datasets/3DMM_definition"  # of the repository, where the published program expects it
 SYNTHETIC_LENGTH = 100_000  # built-in training faces of an epoch, unless --dataset-options says otherwise
 SYNTHETIC_OPTIONS = ("length", "seed", "occluders", "clean")  # of --dataset-options
 HELD_OUT_FACES = 48  # built-in faces that choose the best checkpoint
@@ -141,7 +142,8 @@ def build_test_data(settings: Any) -> Dataset:
     """The faces that --eval takes: built-in ones, a dataset's test split, or a whole folder.
 
     Built-in faces have occluders only if these are the holes, or what --stage occlusion is to find. A folder given with
-    --dataset-test Faces is evaluated as a whole, unless --dataset-options chooses a split.
+    --dataset-test Faces is evaluated as a whole, unless --dataset-train Faces learns from it, too: then its test split
+    is. --dataset-options chooses another split (null: all faces).
 
     Raises:
         UserError: the data is missing.
@@ -152,7 +154,12 @@ def build_test_data(settings: Any) -> Dataset:
         seed = settings.dataset_options.get("seed", 0)  # others are a training's, in the same file
         return SyntheticFaces("test", settings.test_count, seed=_whole_number("seed", seed),
                               occluders="occlusion" in (settings.mask_source, settings.stage))
-    return _folder_data(settings, kind, None if kind == "Faces" else "test")
+    usual = None if kind == "Faces" and settings.dataset_train != "Faces" else "test"
+    faces = _folder_data(settings, kind, settings.dataset_options.get("split", usual))
+    if is_main():
+        which = "all faces are evaluated" if faces.split is None else f"the {faces.split} split is evaluated"
+        note(f"{faces.root}: {which}, {len(faces)} of {faces.total}")
+    return faces
 
 
 def face_folder(settings: Any) -> Path | None:
@@ -261,6 +268,7 @@ def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[
 
 
 def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
+    """Faces below --dataroot; the split of --dataset-options is for evaluations alone."""
     from datasets.celeba import CelebACrops
     from datasets.celebamask import CelebAMaskHQ
     from datasets.faces import FolderFaces
@@ -269,7 +277,7 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
     if not Path(settings.dataroot).is_dir():
         raise UserError(f"--dataroot {settings.dataroot}: no such folder")
     cls = {"Faces": FolderFaces, "CelebA": CelebACrops, "CelebAMaskHQ": CelebAMaskHQ}[kind]
-    options = {"split": split, "train_dev_percent": settings.train_dev_percent, **settings.dataset_options}
+    options = {"train_dev_percent": settings.train_dev_percent, **settings.dataset_options, "split": split}
     try:
         return cls(settings.dataroot, **options)
     except TypeError as error:
@@ -290,6 +298,13 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
     if metadata.get("source") == "published":
         return PUBLISHED_DEFINITION
     return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
+
+
+def _read_definition(settings: Any, metadata: Mapping[str, Any] | None):
+    """(name, `datasets.definition.Definition`) of the morphable model, see :func:`choose_definition`."""
+    name = choose_definition(settings, metadata)
+    published = settings.definition == "auto" and name == PUBLISHED_DEFINITION
+    return name, load_definition(REPOSITORY / name if published else name)
 
 
 def build_completion(settings: Any, device: torch.device | None = None, inpainter: torch.nn.Module | None = None,
@@ -417,7 +432,7 @@ def _load_geometry(settings: Any, completes: bool = True):
     from engine.usual_light import UsualLight, usual_light_of
     from models.weights import load_encoder
     encoder, metadata = load_encoder(settings._3dmm_ckpt)
-    definition = load_definition(choose_definition(settings, metadata))
+    _, definition = _read_definition(settings, metadata)
     model = MorphableModel(definition)
     framed, usual = FramedEncoder(encoder, model, trust_of(metadata)), usual_light_of(metadata)
     return (framed if usual is None or not completes else UsualLight(framed, usual)).eval(), model, definition
@@ -470,8 +485,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     decodes = any(settings.loss_options.get(name, 0) > 0 for name in ("albedo", "render"))
     if decodes and not encoder.knows_codes:
         encoder.learn_codes()
-    name = choose_definition(settings, metadata)
-    definition = load_definition(name)
+    name, definition = _read_definition(settings, metadata)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))
@@ -615,5 +629,5 @@ def _completion_losses(settings: Any) -> tuple[dict[str, float], dict[str, Any]]
     if weights["perceptual"] > 0:
         from engine.losses import PerceptualLoss
         from engine.pretrained import load_vgg_features
-        options["perceptual"] = PerceptualLoss(load_vgg_features())
+        options["perceptual"] = PerceptualLoss(load_vgg_features(settings.vgg_ckpt))
     return weights, options

@@ -26,7 +26,7 @@ RANGES = ((0.0, 1.01, "all"), (0.3, 0.5, "30-50 %"), (0.5, 0.7, "50-70 %"), (0.7
 PAPER = {"psnr": (38.6, 34.8, 33.4, 32.2, 31.0, 30.0, 28.9, 28.0, 27.5, 24.9),
          "lpips": (0.008, 0.015, 0.020, 0.025, 0.032, 0.038, 0.045, 0.051, 0.054, 0.062)}
 
-Scores = Mapping[str, Mapping[str, float]]  # image -> column -> value
+Scores = Mapping[str, Mapping[str, float | None]]  # image -> column -> value; None: not measured
 
 
 def read(folder: str | Path) -> dict[str, Scores]:
@@ -34,14 +34,17 @@ def read(folder: str | Path) -> dict[str, Scores]:
 
     Raises UserError if its tables are missing or of images without truth.
     """
-    methods: dict[str, dict[str, dict[str, float]]] = {}
+    methods: dict[str, dict[str, dict[str, float | None]]] = {}
     for name in ("metrics.csv", "baselines.csv"):
         path = Path(folder) / name
         try:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             for row in rows:
-                values = {column: float(row[column]) for column in ("ratio", *MEASURES)}
+                values = {measure: float(row[measure]) if row[measure] else None for measure in MEASURES}
+                if set(values.values()) == {None}:
+                    raise ValueError(f"none of {row['name']}")
+                values["ratio"] = float(row["ratio"])
                 methods.setdefault(row.get("method", ""), {})[row["name"]] = values
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; name an output folder of main.py --eval") from None
@@ -73,31 +76,46 @@ def collect(folders: Mapping[str, str | Path]) -> dict[str, Scores]:
     return {**found, **simple}
 
 
+def measured(methods: Mapping[str, Scores]) -> list[str]:
+    """The measures of which any method has values: LPIPS may not have been available."""
+    return [measure for measure in MEASURES
+            if any(values[measure] is not None for scores in methods.values() for values in scores.values())]
+
+
 def table(methods: Mapping[str, Scores]) -> str:
-    """A Markdown table, methods down and ranges of the ratio across: PSNR / SSIM / LPIPS."""
+    """A Markdown table, methods down and ranges of the ratio across: PSNR / SSIM / LPIPS, as far as measured."""
+    measures = measured(methods)
     some = next(iter(methods.values())).values()
     counts = [sum(low <= values["ratio"] < high for values in some) for low, high, _ in RANGES]
     kept = [index for index, count in enumerate(counts) if count]
-    lines = ["| PSNR / SSIM / LPIPS | " + " | ".join(f"{RANGES[index][2]} ({counts[index]})" for index in kept) + " |",
+    headings = [" / ".join(measures).upper(), *(f"{RANGES[index][2]} ({counts[index]})" for index in kept)]
+    lines = [f"| {' | '.join(headings)} |",
              "|---|" + "---|" * len(kept)]
     for name, scores in methods.items():
         cells = []
         for low, high, _ in (RANGES[index] for index in kept):
             inside = [values for values in scores.values() if low <= values["ratio"] < high]
-            averages = [mean([values[measure] for values in inside]) for measure in MEASURES]
-            small = [f"{value:.4f}".lstrip("0") for value in averages[1:]]
-            cells.append(" / ".join([f"{averages[0]:.2f}", *small]))
+            averages = [mean([values[measure] for values in inside]) for measure in measures]
+            cells.append(" / ".join(map(_cell, measures, averages)))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _cell(measure: str, value: float | None) -> str:
+    """PSNR with two decimals, the others with four and without the zero before them."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if measure == "psnr" else f"{value:.4f}".lstrip("0")
+
+
 def draw(methods: Mapping[str, Scores], path: Path) -> None:
-    """Writes the curves as a PNG: each measure against the mask/face ratio."""
+    """Writes the curves as a PNG: each measure that any method has against the mask/face ratio."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(4.6 * len(MEASURES), 3.8), squeeze=False)
-    for axis, measure in zip(axes[0], MEASURES):
+    measures = measured(methods)
+    figure, axes = pyplot.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.8), squeeze=False)
+    for axis, measure in zip(axes[0], measures):
         for name, scores in methods.items():
             _, means = by_bin([values["ratio"] for values in scores.values()],
                               [values[measure] for values in scores.values()])

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of trainings")
     parser.add_argument("--output", default="training.png", metavar="PNG", help="picture to write")
     options = parser.parse_args(arguments)
-    draw({Path(run).name: read_scalars(run) for run in options.runs}, options.output)
+    draw({run: read_scalars(run) for run in options.runs}, options.output)
     note(f"{options.output}: curves of {', '.join(options.runs)}")
 
 

@@ -70,6 +70,11 @@ def join(device: torch.device) -> World:
     return World(rank, size, device)
 
 
+def is_main() -> bool:
+    """Whether this process is alone, or the main one of those that have joined."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def leave(world: World) -> None:
     """Leaves the process group; does nothing in a world of one."""
     if world.size > 1 and dist.is_initialized():

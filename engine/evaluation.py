@@ -61,6 +61,7 @@ class EvaluationOptions:
     workers: int = 0
     save_pictures: bool = True
     save_landmarks: bool = False
+    save_masks: bool = False
     log_type: str = "progressbar"
 
 
@@ -68,7 +69,8 @@ class EvaluationOptions:
 class Results:
     """One entry per image: names, mask/face ratios, and scores as measure -> method -> values (None: not measured).
 
-    examples: (name, pictures) of images spread evenly over the dataset. skipped: name -> why it could not be used.
+    examples: (name, pictures) of evaluated images spread evenly over the dataset. skipped: name -> why it could not be
+    used.
     """
 
     names: list[str] = field(default_factory=list)
@@ -109,8 +111,7 @@ class Evaluator:
                  lpips: Callable[[np.ndarray, np.ndarray], float] | None):
         self.dataset, self.completion, self.options, self.lpips = dataset, completion, options, lpips
         self.found: dict[int, Results] = {}  # of this process' images, by their places in the dataset
-        count = len(dataset)
-        self.example_indices = set(np.linspace(0, count - 1, min(EXAMPLES, count)).round().astype(int).tolist())
+        self.examples = report.Spread(EXAMPLES, len(dataset))
 
     @torch.no_grad()
     def run(self) -> Results:
@@ -120,8 +121,10 @@ class Evaluator:
                             worker_init_fn=start_worker)
         for batch in progress(loader, "evaluating", len(loader), self.options.log_type if world.is_main else "none"):
             self._batch(batch)
-        results = Results()
-        for found in distributed.gather(self.found, world).values():
+        results, examples = Results(), report.Spread(EXAMPLES, len(self.dataset))
+        for place, found in distributed.gather(self.found, world).items():
+            if found.examples and not examples.takes(place):
+                found.examples.clear()
             results.add(found)
         results.skipped.update(getattr(self.dataset, "unreadable", {}))
         results.seconds = time.monotonic() - start
@@ -131,20 +134,19 @@ class Evaluator:
         image = from_uint8(batch["image"].to(self.options.world.device))
         places = self.options.world.places(len(self.found), len(image))
         results = [self.found.setdefault(place, Results()) for place in places]
-        face = self._face(image, batch)
-        holes = self._holes(image, face, batch["name"], results)
-        kept = [index for index, hole in enumerate(holes) if hole is not None]
+        kept, faces, holes = self._holes(image, batch, results)
         if not kept:
             return
         inside = self._inside()
-        hole = torch.from_numpy(np.stack([holes[index] for index in kept]))[:, None].to(image.device)
+        hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
         completion = self.completion(image[kept][..., inside, inside], hole[..., inside, inside])
         outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
         for place, index in enumerate(kept):
-            region = face[index][inside, inside]
-            self._image(results[index], batch["name"][index], truths[place], holes[index][inside, inside], region,
-                        outputs[place], example=places[index] in self.example_indices)
+            if self.options.save_masks:
+                write_image(files.inside(self.options.folder, f"masks/{batch['name'][index]}.png"), holes[place])
+            self._image(results[index], batch["name"][index], truths[place], holes[place][inside, inside],
+                        faces[place][inside, inside], outputs[place], example=self.examples.takes(places[index]))
             if completion.landmarks is not None:  # the 2D baseline knows none
                 self._landmarks(results[index], batch, index, completion.landmarks[place].cpu())
 
@@ -152,31 +154,34 @@ class Evaluator:
         offset = WINDOW_OFFSET if self.options.resolution == WINDOW_SIZE else 0
         return slice(offset, offset + self.options.resolution)
 
-    def _face(self, image: Tensor, batch: Mapping[str, Any]) -> np.ndarray:
-        """The face of each crop, bool (B, 256, 256): as given, or by the dataset's labels, or else by the net's on the
-        unmasked image."""
-        if self.options.regions:
-            return np.stack([read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
-                             for name in batch["name"]])
-        if "labels" in batch:
-            return (batch["labels"] == FACE).numpy()
-        return (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
-
-    def _holes(self, image: Tensor, face: np.ndarray, names: list[str],
-               results: list[Results]) -> list[np.ndarray | None]:
-        """The hole of each crop, bool (256, 256); None, noted as skipped, where there is no usable mask."""
+    def _holes(self, image: Tensor, batch: Mapping[str, Any],
+               results: list[Results]) -> tuple[list[int], list[np.ndarray], list[np.ndarray]]:
+        """(places in the batch, faces, holes) of the crops that have usable ones, bool (256, 256); the others are noted
+        as skipped. Where the face is not given it is what the net finds on the unmasked image."""
+        found = hidden = [None] * len(image)
+        if not self.options.regions and "labels" not in batch:
+            found = (self.completion.label(image)[:, FACE] >= MIN_FACE).cpu().numpy()
         if self.options.source == "occlusion":
-            return list(self.completion.predict_hole(image)[:, 0].bool().cpu().numpy())
-        if self.options.source == "random":
-            return [fixed_hole(self.options.seed, name, region) for name, region in zip(names, face)]
-        holes: list[np.ndarray | None] = []
-        for name, of_image in zip(names, results):
+            hidden = self.completion.predict_hole(image)[:, 0].bool().cpu().numpy()
+        kept, faces, holes = [], [], []
+        for index, name in enumerate(batch["name"]):
             try:
-                holes.append(self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)))
+                face = given_face(batch, index, self.options.regions)
+                face = found[index] if face is None else face
+                hole = self._hole(name, face) if hidden[index] is None else hidden[index]
             except UserError as error:
-                holes.append(None)
-                of_image.skipped[name] = str(error)
-        return holes
+                results[index].skipped[name] = str(error)
+                continue
+            kept.append(index)
+            faces.append(face)
+            holes.append(hole)
+        return kept, faces, holes
+
+    def _hole(self, name: str, face: np.ndarray) -> np.ndarray:
+        """The hole of a crop, bool (256, 256), where it is not predicted; UserError if there is no usable mask."""
+        if self.options.masks:
+            return self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE))
+        return fixed_hole(self.options.seed, name, face)
 
     def _image(self, results: Results, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray,
                output: np.ndarray, *, example: bool) -> None:
@@ -202,13 +207,26 @@ class Evaluator:
         return psnr(output, truth), ssim(output, truth), self.lpips(output, truth) if self.lpips else None
 
     def _landmarks(self, results: Results, batch: Mapping[str, Any], index: int, landmarks: Tensor) -> None:
-        """Writes the 68 fitted landmarks, in pixels of the evaluated picture; measures them where truth is known."""
+        """Writes the 68 fitted landmarks, (68, 2) in pixels of the evaluated picture, as pixels of the crop; measures
+        them where truth is known."""
+        landmarks = landmarks.float() + self._inside().start
         if self.options.save_landmarks:
             with report.atomic_text(files.inside(self.options.folder, f"{batch['name'][index]}.txt")) as file:
                 file.writelines(f"{x:.3f} {y:.3f}\n" for x, y in landmarks.tolist())
         if "landmarks" in batch:
-            truth = batch["landmarks"][index] - self._inside().start
-            results.landmark_errors.append(float(landmark_error(landmarks[None].float(), truth[None].float())))
+            truth = batch["landmarks"][index].float()
+            results.landmark_errors.append(float(landmark_error(landmarks[None], truth[None])))
+
+
+def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:
+    """A face's region, bool (256, 256): of the folder `regions`, else by the dataset's labels; None without both.
+
+    Raises:
+        UserError: its picture is missing or cannot be read.
+    """
+    if regions:
+        return read_mask(regions / f"{batch['name'][index]}.png", (CROP_SIZE, CROP_SIZE))
+    return (batch["labels"][index] == FACE).numpy() if "labels" in batch else None
 
 
 def summarise(results: Results, settings: Mapping[str, Any], lpips_missing: str | None) -> dict[str, Any]:
@@ -259,13 +277,21 @@ def choose_source(settings: Any) -> str:
     return source
 
 
-def open_lpips(device: torch.device) -> tuple[Callable | None, str | None]:
-    """(LPIPS, None), or (None, the reason) where its weights are not to be had: the table then does without it."""
+def open_lpips(path: str | None, device: torch.device) -> tuple[Callable | None, str | None]:
+    """(LPIPS, None), or (None, the reason) where its weights are not to be had: the table then does without it.
+
+    path: the file of --alexnet-ckpt, if it is given.
+
+    Raises:
+        UserError: that file cannot be used.
+    """
     from engine.metrics import Lpips
     from engine.pretrained import load_lpips_alex
     try:
-        return Lpips(load_lpips_alex(), device), None
+        return Lpips(load_lpips_alex(path), device), None
     except UserError as error:
+        if path is not None:
+            raise
         warning(f"LPIPS is not available: {error}")
         return None, str(error)
 
@@ -287,14 +313,15 @@ def evaluate(settings: Any) -> dict[str, Any]:
 
 def _evaluate(settings: Any, source: str, folder: Path, world: World) -> dict[str, Any]:
     from engine import build
-    masks = MaskFolder(settings.mask_dir) if source == "file" else None
+    masks = MaskFolder(settings.mask_dir, settings.mask_is_visible) if source == "file" else None
     dataset = build.build_test_data(settings)
     completion = build.build_completion(settings, world.device)
-    lpips, lpips_missing = open_lpips(world.device)
+    lpips, lpips_missing = open_lpips(settings.alexnet_ckpt, world.device)
     options = EvaluationOptions(
         folder=folder, source=source, masks=masks, regions=build.face_folder(settings),
         resolution=settings.resolution[0], seed=settings.manual_seed, world=world, workers=settings.nthreads,
-        save_pictures=settings.save_results, save_landmarks=settings.save_landmarks, log_type=settings.log_type)
+        save_pictures=settings.save_results, save_landmarks=settings.save_landmarks,
+        save_masks=settings.save_masks, log_type=settings.log_type)
     results = Evaluator(dataset, completion, options, lpips).run()
     if not world.is_main:
         return {}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from datasets.masks import MaskFolder
@@ -21,7 +20,6 @@ ISLAND = 120  # crop pixels; smaller visible regions inside a found one are hidd
 GAP = 3  # crop pixels; a strip up to twice as wide between two found regions is hidden as well
 GROWTH = 4  # crop pixels by which a found region grows, so that no rim of the occluder remains
 REGION_MARGIN = 0.12  # of the distance of the eyes, around eyes, nose and mouth
-ASPECT_TOLERANCE = 0.02  # relative difference of the sides' ratio up to which a mask is taken to show the whole photo
 
 
 def clean(found: np.ndarray) -> np.ndarray:
@@ -90,20 +88,10 @@ def read_photo_mask(mask: str | Path, photo_path: Path, size: tuple[int, int], v
     if it is missing, unreadable or of another shape.
     """
     mask = Path(mask)
-    if mask.is_dir():
-        hole = MaskFolder(mask).hole(photo_path.stem)
-        mask = mask / photo_path.stem
-    else:
-        hole = read_mask(mask)
-    height, width = hole.shape
-    if not _same_shape(width, height, size):
-        turned = _same_shape(height, width, size)
-        raise UserError(f"{mask}: the mask is {width}x{height} pixels, {photo_path} is {size[1]}x{size[0]}: a mask "
-                        "must show the whole photo" + (", the way up it is seen" if turned else ""))
-    if hole.shape != tuple(size):
-        hole = np.asarray(Image.fromarray(hole).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    try:
+        if mask.is_dir():
+            return MaskFolder(mask, visible).hole(photo_path.stem, size)
+        hole = read_mask(mask, size)
+    except UserError as error:
+        raise UserError(f"{photo_path}: {error}") from None
     return ~hole if visible else hole
-
-
-def _same_shape(width: int, height: int, size: tuple[int, int]) -> bool:
-    return abs(width * size[0] / (height * size[1]) - 1) <= ASPECT_TOLERANCE

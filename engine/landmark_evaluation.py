@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.alignment import CROP_SIZE
-from datasets.labels import FACE
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio
 from engine import distributed, report
 from engine.distributed import ALONE, World
 from engine.encoder_stage import OUTER_EYES, crop_landmarks, window
-from engine.evaluation import HOLE_GREY, choose_source
+from engine.evaluation import HOLE_GREY, choose_source, given_face
 from engine.training import start_worker
 from models.blending import from_uint8
 from utils.errors import UserError
 from utils.files import read_json
-from utils.images import read_mask
 from utils.logging import note, progress
 
 POINTS = 68
@@ -219,7 +217,8 @@ class LandmarkEvaluator:
         kept, holes, ratios = [], [], []
         for index, name in enumerate(batch["name"]):
             try:
-                face = self._face(batch, index)
+                face = given_face(batch, index, self.options.regions)
+                face = hull(batch["landmarks"][index].numpy()) if face is None else face
                 hole = (self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE)) if self.options.masks
                         else partial_hole(self.options.seed, name, face))
             except UserError as error:
@@ -229,14 +228,6 @@ class LandmarkEvaluator:
             holes.append(hole)
             ratios.append(mask_ratio(face, hole))
         return kept, holes, ratios
-
-    def _face(self, batch: Mapping[str, Any], index: int) -> np.ndarray:
-        """The region of a face, bool (256, 256)."""
-        if "labels" in batch:
-            return (batch["labels"][index] == FACE).numpy()
-        if self.options.regions:
-            return read_mask(self.options.regions / f"{batch['name'][index]}.png", (CROP_SIZE, CROP_SIZE))
-        return hull(batch["landmarks"][index].numpy())
 
     def _landmarks(self, image: Tensor) -> Tensor:
         """Landmarks (B, 68, 2) in crop pixels of windows (B, 3, 224, 224), on the CPU."""
@@ -326,7 +317,7 @@ def choose_masks(settings: Any) -> MaskFolder | None:
         raise UserError("--mask-source occlusion: the encoder is evaluated on holes of mask files or random ones")
     if source == "random" and settings.dataset_test not in LABELLED:
         raise UserError(f"--dataset-test {settings.dataset_test} is not labelled: give the holes with --mask-dir DIR")
-    return MaskFolder(settings.mask_dir) if source == "file" else None
+    return MaskFolder(settings.mask_dir, settings.mask_is_visible) if source == "file" else None
 
 
 def evaluate(settings: Any) -> dict[str, Any]:

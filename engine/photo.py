@@ -30,7 +30,6 @@ from utils.images import MIN_SIDE, upright_rgb
 
 HOLE_GREY = 128  # how a hole is shown
 ROUNDING = 1.0  # crop pixels by which a mask may pass the crop before it is worth a remark
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class FindsFaces(Protocol):
@@ -133,10 +132,10 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
     """A completer with the networks that a settings file names (default: this repository's args.txt), loaded once.
 
     settings: options of the command line about networks and machine that replace the file's, such as ngpu=0 or
-    niters=1. Files of weights are looked for from the repository's folder. Raises UserError if one is missing or does
-    not fit, and for an option that says how photos are completed, which is for `options`.
+    niters=1. Files of weights and the definition's folder are looked for from the repository's folder. Raises UserError
+    if one is missing or does not fit, and for an option that says how photos are completed, which is for `options`.
     """
-    from engine.build import DEFAULT_INPAINTER
+    from engine.build import DEFAULT_INPAINTER, REPOSITORY
     from utils import config
 
     known = {option.name for option in config.OPTIONS["Networks"]} | {"ngpu", "precision", "compile"}
@@ -144,10 +143,12 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
         raise UserError(f"load_completer({name}=...): this does not change how networks are loaded; say what of a photo "
                         "is completed with options=PhotoOptions(...)")
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
-    weights = {name: getattr(chosen, name) for name in config.network_files()}
+    places = {name: getattr(chosen, name) for name in config.network_files()}
     if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type == "linear":
-        del weights["recon_ckpt"]  # unused, and known to be so by its name
-    chosen = chosen.replace(**{name: str(REPOSITORY / path) for name, path in weights.items()})
+        del places["recon_ckpt"]  # unused, and known to be so by its name
+    if chosen.definition not in ("auto", "builtin"):
+        places["definition"] = chosen.definition
+    chosen = chosen.replace(**{name: str(REPOSITORY / place) for name, place in places.items() if place is not None})
     return build_completer(chosen, options)
 
 
@@ -178,8 +179,9 @@ class PhotoCompleter:
         """Complete the faces of a photo: a Pillow image, or uint8 (H, W, 3) RGB or (H, W) grey.
 
         mask: bool (H, W), True = hidden, of the upright photo. landmarks: where the faces are, instead of looking for
-        them: five points (5, 2) or a box (4,) each. name: for messages, and, without folder and suffix, for the random
-        hole. Raises UserError if there is no face, or if the mask hides no part of one.
+        them: five points (5, 2) or a box (4,) each. The detector looks at the whole photo, so that hidden pixels can
+        move the crops; with landmarks they change nothing, unless the net is to find more of the hole. name: for
+        messages, and, without folder and suffix, for the random hole. Raises UserError if there is no face, or if the mask hides no part of one.
         """
         photo = _as_photo(photo, name)
         if mask is not None:

@@ -167,6 +167,24 @@ def save_figure(figure: Any, path: str | Path, dpi: int) -> None:
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
+class Spread:
+    """Chooses up to `count` of `length` faces, spread evenly, to be shown as examples; some may turn out unusable.
+
+    For each of `count` places it takes the first usable face from there on. Processes that share the faces have one
+    each; a further one, asked about all that these took, leaves what a single process would have taken.
+    """
+
+    def __init__(self, count: int, length: int):
+        self.due = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+    def takes(self, place: int) -> bool:
+        """Is the usable face at this place, which is beyond the last one asked about, an example?"""
+        taken = bool(self.due) and self.due[0] <= place
+        if taken:
+            del self.due[0]
+        return taken
+
+
 def draw_curves(path: Path, ratios: Sequence[float],
                 scores: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
     """Each measure against the mask/face ratio, one curve per method, like the paper's figure; a PNG."""

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.alignment import CROP_SIZE
 from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from engine import distributed, report
 from engine.compilation import compile_networks
 from engine.distributed import ALONE, World
+from engine.evaluation import given_face
 from engine.occlusion_stage import COLOURS, confusion, overlaps
 from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import N_LABELS
 from utils.errors import UserError
-from utils.images import read_mask
 from utils.logging import note, progress
 
 BATCH_SIZE = 8
@@ -52,7 +51,7 @@ class SegmentationOptions:
 class SegmentationResults:
     """rows: as in occlusion.csv; table: pixels of every (true, predicted) pair of labels, (3, 3), 0 without labels.
 
-    examples: (caption, picture (128, 256, 3)) of faces spread evenly over the dataset.
+    examples: (caption, picture (128, 256, 3)) of evaluated faces spread evenly over the dataset.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -96,8 +95,7 @@ class SegmentationEvaluator:
         self.dataset, self.network, self.options = dataset, network, options
         self.knows_hair = getattr(network, "knows_hair", False)
         self.found: dict[int, SegmentationResults] = {}  # of this process' faces, by their places in the dataset
-        count = len(dataset)
-        self.example_indices = set(np.linspace(0, count - 1, min(SHEET_FACES, count)).round().astype(int).tolist())
+        self.examples = report.Spread(SHEET_FACES, len(dataset))
 
     @torch.no_grad()
     def run(self) -> SegmentationResults:
@@ -115,38 +113,40 @@ class SegmentationEvaluator:
                 predicted = self.network(image)
             predicted = predicted.argmax(1).cpu()
             places = world.places(len(self.found), len(predicted))
-            for index, (place, name) in enumerate(zip(places, batch["name"])):
-                labels = batch["labels"][index] if "labels" in batch else None
-                self.found[place] = self._face(name, batch["image"][index], predicted[index], labels,
-                                               None if hair is None else hair[index],
-                                               example=place in self.example_indices)
-        results = SegmentationResults()
-        for found in distributed.gather(self.found, world).values():
+            for index, place in enumerate(places):
+                self.found[place] = self._face(place, batch, index, predicted[index],
+                                               None if hair is None else hair[index])
+        results, examples = SegmentationResults(), report.Spread(SHEET_FACES, len(self.dataset))
+        for place, found in distributed.gather(self.found, world).items():
+            if found.examples and not examples.takes(place):
+                found.examples.clear()
             results.add(found)
         results.seconds = time.monotonic() - start
         return results
 
-    def _face(self, name: str, image: Tensor, predicted: Tensor, labels: Tensor | None, hair: Tensor | None, *,
-              example: bool) -> SegmentationResults:
+    def _face(self, place: int, batch: Mapping[str, Any], index: int, predicted: Tensor,
+              hair: Tensor | None) -> SegmentationResults:
+        name, table = batch["name"][index], None
         try:
-            table = confusion(labels, predicted) if labels is not None else None
-            measures = self._share(name, predicted, hair) if table is None else overlaps(table)
+            if "labels" in batch:
+                table = confusion(batch["labels"][index], predicted)
+                measures = overlaps(table)
+            else:
+                measures = self._share(given_face(batch, index, self.options.regions), predicted, hair)
         except UserError as error:
             return SegmentationResults(skipped={name: str(error)})
         results = SegmentationResults([{"name": name, **measures}])
         if table is not None:
             results.table += table
-        if example:
-            value = measures["iou_occlusion" if labels is not None else "share"]
+        if self.examples.takes(place):
+            value = measures["share" if table is None else "iou_occlusion"]
             caption = f"{name}: {'-' if value is None else f'{value:.3f}'}"
-            results.examples.append((caption, draw_labels(image, predicted)))
+            results.examples.append((caption, draw_labels(batch["image"][index], predicted)))
         return results
 
-    def _share(self, name: str, predicted: Tensor, hair: Tensor | None) -> dict[str, float | None]:
+    @staticmethod
+    def _share(region: np.ndarray | None, predicted: Tensor, hair: Tensor | None) -> dict[str, float | None]:
         """The numbers of a face without labels in occlusion.csv."""
-        region = None
-        if self.options.regions:
-            region = read_mask(self.options.regions / f"{name}.png", (CROP_SIZE, CROP_SIZE))
         shares = {"share": occluded_share(predicted.numpy(), region)}
         if hair is not None:
             others = torch.where(hair & (predicted == OCCLUSION), BACKGROUND, predicted)
@@ -233,7 +233,7 @@ def _evaluate(settings: Any, folder: Path, world: World) -> dict[str, Any]:
     summary = {**summarise(results), "settings": build.plain_settings(settings)}
     report.write_csv(folder / "occlusion.csv", results.rows, results.columns)
     report.write_json(folder / "summary.json", summary)
-    if settings.save_results and results.examples:
+    if settings.save_results:
         captions, pictures = zip(*results.examples)
         report.draw_sheet(folder / "occlusion.png", pictures, captions, SHEET_COLUMNS)
     note("\n" + format_summary(summary))

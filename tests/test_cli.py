@@ -54,6 +54,22 @@ def test_eval_flag_chooses_evaluation(monkeypatch):
 
 
 @pytest.mark.parametrize("argv, fragments", [
+    (["--mask", "a.png"], ["--mask:", "test_my.py", "--mask-dir"]), (["--image", "a.jpg"], ["--image:", "--dataroot"]),
+    (["--region=eyes"], ["--region:"]), (["--mask-is-visible"], ["--mask-is-visible:", "give --mask-dir DIR"])])
+@pytest.mark.parametrize("doing", [[], ["--eval"]])
+def test_options_of_own_photos_are_refused_when_they_are_typed(tmp_path, monkeypatch, capsys, doing, argv, fragments):
+    """But not in a file that both programs read, nor with the value that they have anyway."""
+    monkeypatch.setattr(main, "_evaluate", lambda settings: None)
+    monkeypatch.setattr("engine.training.train", lambda settings: None)
+    assert run_script(main.main, [*doing, *argv]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert all(fragment in line for fragment in fragments)
+    (tmp_path / "shared.txt").write_text("[Arguments]\nmask = a.png\nimage = a.jpg\nregion = eyes\n"
+                                         "mask_is_visible = True\n")
+    assert run_script(main.main, [*doing, "--config", str(tmp_path / "shared.txt"), "--background", "fill"]) == 0
+
+
+@pytest.mark.parametrize("argv, fragments", [
     (["--eval", "--dataset-test", "Faces"], ["--dataroot"]),
     (["--eval", "--dataset-test", "Faces", "--dataroot", "no_such_folder"], ["no_such_folder"]),
     (["--eval", "--dataset-test", "Faces", "--dataroot", "{empty}"], ["{empty}"]),

@@ -29,6 +29,20 @@ def test_table_and_picture(tmp_path, capsys):
     assert lines[2] in capsys.readouterr().out
 
 
+def test_measures_that_were_not_available_are_left_out(tmp_path):
+    """As LPIPS is without its features: then its cells are empty."""
+    ours, other = evaluation(tmp_path / "ours", 30.0), evaluation(tmp_path / "other", 25.0)
+    for name in ("metrics.csv", "baselines.csv"):
+        (ours / name).write_text((ours / name).read_text().replace(",0.05\n", ",\n").replace(",0.1\n", ",\n"))
+    comparison.main([f"ours={ours}", "--output", str(tmp_path / "out")])
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    assert lines[0].startswith("| PSNR / SSIM | all") and lines[2].startswith("| ours | 25.00 / .8500 | ")
+    comparison.main([f"ours={ours}", f"other={other}", "--output", str(tmp_path / "both")])
+    lines = (tmp_path / "both" / "comparison.md").read_text().splitlines()
+    assert lines[0].startswith("| PSNR / SSIM / LPIPS |") and lines[2].startswith("| ours | 25.00 / .8500 / - | ")
+    assert lines[3].startswith("| other | 22.50 / .8500 / .0750 | ")
+
+
 @pytest.mark.parametrize("arguments, fragment", [
     (["ours"], "NAME=FOLDER"), (["ours={0}", "ours={0}"], "NAME=FOLDER"), (["ours={1}"], "metrics.csv"),
     (["ours={0}", "other={2}"], "same images"), (["Telea={0}"], "simple method")])

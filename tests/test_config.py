@@ -155,6 +155,15 @@ def test_resolution_is_read_in_any_spelling(argv):
     assert read("--resolution", *argv).resolution == [256, 256]
 
 
+def test_words_are_joined_only_where_a_list_may_stand():
+    settings = read("--image", "a[1.jpg", "--mask", "m.png", "--optim-options", '{"betas": [0.5,', "0.9]}", "--landmarks",
+                    "[1,", "2,", "9,", "8]")
+    assert settings.image == "a[1.jpg" and settings.mask == "m.png" and settings.landmarks == "[1,2,9,8]"
+    assert settings.optim_options == {"betas": [0.5, 0.9]}
+    with pytest.raises(UserError, match=r"a\[1.txt: no such file"):
+        read("--config", "a[1.txt", "--eval")
+
+
 @pytest.mark.parametrize("argv, expected", [
     (["--eval"], True), (["--eval", "True"], True), (["--eval=false"], False), (["--eval", "no"], False),
     (["--test"], True), ([], False), (["--eval", "--ngpu", "1"], True),
@@ -202,7 +211,7 @@ def test_two_settings_share_no_value():
 @pytest.mark.parametrize("argv, fragments", [
     (["--resolutoin", "[256,256]"], ["--resolutoin", "--resolution"]),
     (["--recon_kpt", "x"], ["--recon_kpt", "--recon-ckpt"]),
-    (["--qqqqqq"], ["unknown option --qqqqqq"]),
+    (["--qqqqqq"], ["unknown option --qqqqqq; did you mean --"]),
     (["--resolution", "[300,300]"], ["--resolution", "[300,300]", "[256,256]", "[224,224]"]),
     (["--resolution", "[256]"], ["--resolution"]),
     (["--resolution", "[256,224]"], ["--resolution"]),
@@ -236,6 +245,7 @@ def test_bad_command_line_is_one_clear_line(argv, fragments):
 
 @pytest.mark.parametrize("line, fragments", [
     ("batch_sise = 3", ["batch_sise", "batch_size"]),
+    ("qqqqqq = 3", ["unknown key qqqqqq; did you mean "]),
     ("batch_size = three", ["key batch_size", "three"]),
     ("resolution = [224, 225]", ["key resolution", "[224, 225]"]),
     ("scheduler_options = {gamma: 0.9}", ["key scheduler_options", "malformed JSON"]),

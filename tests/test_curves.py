@@ -18,6 +18,14 @@ def test_scalars_of_two_parts_of_a_run_are_joined(tmp_path):
     assert (tmp_path / "new" / "curves.png").stat().st_size > 1000
 
 
+def test_runs_in_folders_of_one_name_are_all_drawn(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(curves, "read_scalars", lambda run: {"loss/image": ([1], [1.0])})
+    monkeypatch.setattr(curves, "draw", lambda runs, path: drawn.extend(runs))
+    curves.main(["a/encoder", "b/encoder"])
+    assert drawn == ["a/encoder", "b/encoder"]
+
+
 def test_a_folder_without_logs_is_named(tmp_path):
     with pytest.raises(UserError, match="no TensorBoard files"):
         curves.read_scalars(tmp_path)

@@ -97,17 +97,20 @@ def test_unusable_folders_are_clear_errors(tmp_path):
 def test_celeba_official_partition(tmp_path, capsys):
     _write_faces(tmp_path / "celebahq_crop", 6)
     (tmp_path / "Eval").mkdir()
-    (tmp_path / "Eval" / "list_eval_partition.txt").write_text(
-        "".join(f"{index:06d}.jpg {part}\n" for index, part in enumerate([2, 0, 0, 1, 0])))
-    splits = {split: CelebACrops(tmp_path, split).names for split in ("train", "dev", "test")}
+    with pytest.raises(UserError, match="no Eval/list_eval_partition.txt.*official_partition"):
+        CelebACrops(tmp_path, "test", official_partition=True)
+    (tmp_path / "Eval" / "list_eval_partition.txt").write_text("\ufeff" + "".join(
+        f"{index:06d}.jpg {part}\n" for index, part in enumerate([2, 0, 0, 1, 0])), encoding="utf-8")
+    splits = {split: CelebACrops(tmp_path, split, official_partition=True).names for split in ("train", "dev", "test")}
     assert "1 crops, such as 000005" in capsys.readouterr().err
     assert splits == {"train": ["000001", "000002", "000004"], "dev": ["000003"], "test": ["000000"]}
     # The folder of crops itself is as good a root.
-    assert CelebACrops(tmp_path / "celebahq_crop", "dev").names == ["000003"]
+    assert CelebACrops(tmp_path / "celebahq_crop", "dev", official_partition=True).names == ["000003"]
 
 
-def test_celeba_without_partition_is_divided_80_20(tmp_path):
+def test_celeba_is_divided_80_20_unless_the_partition_is_asked_for(tmp_path):
     _write_faces(tmp_path / "celebahq_crop", 10)
+    (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 2\n")
     assert CelebACrops(tmp_path, "test").names == ["000008", "000009"]
     assert len(CelebACrops(tmp_path)) == 10
 
@@ -119,7 +122,7 @@ def test_celeba_malformed_partition_and_missing_crops(tmp_path):
     _write_faces(tmp_path / "celebahq_crop", 2)
     (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n000001.jpg 5\n")
     with pytest.raises(UserError, match="line 2: .*000001.jpg 5"):
-        CelebACrops(tmp_path, "train")
+        CelebACrops(tmp_path, "train", official_partition=True)
 
 
 def _disc(y, x, radius, size=512):

@@ -217,6 +217,19 @@ def test_parameters_may_lie_elsewhere_or_inside(folder, tmp_path):
     assert_same(expected, definitions.load(copy))
 
 
+def test_a_linked_folder_has_its_parameters_beside_the_link_or_beside_what_it_leads_to(folder, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    copy = copy_of(folder, tmp_path / "disk")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "3DMM_definition").symlink_to(copy, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    expected = definitions.load(folder)
+    assert_same(expected, definitions.load("datasets/3DMM_definition"))
+    for name in ("shape_para_mean.npy", "shape_para_std.npy"):
+        (copy.parent / name).rename(tmp_path / "datasets" / name)
+    assert_same(expected, definitions.load("datasets/3DMM_definition"))
+
+
 def test_missing_folder_and_foreign_folder(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         definitions.load(tmp_path / "nothing")

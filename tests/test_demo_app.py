@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import demo_app
 from datasets.faces import astronaut
 from test_photo import completer, hole
 from utils.errors import UserError
+from utils.logging import run_script
 
 
 def edited(mask: np.ndarray | None = None, photo: np.ndarray | None = None) -> dict:
@@ -65,22 +67,56 @@ def test_uploads_vanish_by_themselves_and_at_the_end():
     assert not folder.exists()
 
 
-def test_it_listens_here_alone_and_leaves_nothing_behind(monkeypatch):
-    """What Gradio is told: this machine, no tunnel, a limit of uploads, and a folder that is gone at the end."""
+def test_a_file_that_vanishes_or_is_in_use_does_not_stop_the_sweeping(monkeypatch, tmp_path):
+    for name in ("a.png", "b.png", "old.png"):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (0, 0))
+    unlink = Path.unlink
+    errors = {"a.png": FileNotFoundError(2, "No such file"), "b.png": PermissionError(13, "In use")}
+
+    def remove(path, **options):
+        if path.name in errors:
+            raise errors[path.name]
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", remove)
+    demo_app.sweep(tmp_path, demo_app.UPLOAD_SECONDS)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """The page that main serves; to be given what happens when it does."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    told = {}
-
-    class Page:
-        def launch(self, **options):
-            folder = Path(os.environ["GRADIO_TEMP_DIR"])
-            (folder / "upload.png").write_bytes(b"x")
-            told.update(options, folder=folder)
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(demo_app, "load_gradio", lambda: None)
-    monkeypatch.setattr(demo_app, "build_page", lambda demo: Page())
+    page = SimpleNamespace()
+    monkeypatch.setattr(demo_app, "build_page", lambda demo: page)
     monkeypatch.setattr("engine.photo.load_completer", lambda *values, **options: completer())
     monkeypatch.setattr("signal.signal", lambda *values: None)
+    return page
+
+
+def test_a_port_in_use_is_one_line(page, capsys):
+    def launch(**options):
+        raise OSError(f"Cannot find empty port in range:\n{options['server_port']}")
+
+    page.launch = launch
+    assert run_script(demo_app.main, ["--port", "7900"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "127.0.0.1:7900" in line and "--port" in line
+
+
+def test_it_listens_here_alone_and_leaves_nothing_behind(page):
+    """What Gradio is told: this machine, no tunnel, a limit of uploads, and a folder that is gone at the end."""
+    told = {}
+
+    def launch(**options):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        (folder / "upload.png").write_bytes(b"x")
+        told.update(options, folder=folder)
+        raise KeyboardInterrupt
+
+    page.launch = launch
     with pytest.raises(KeyboardInterrupt):
         demo_app.main([])
     assert told["server_name"] == "127.0.0.1" and told["share"] is False and told["max_file_size"] == "30mb"

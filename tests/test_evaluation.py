@@ -14,9 +14,11 @@ import torch
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, settings, small_definition
 
 from datasets.masks import MaskFolder, fixed_hole
-from engine import build, evaluation, export
+from engine import build, evaluation, export, pretrained
 from engine.evaluation import EvaluationOptions, Evaluator
 from engine.metrics import psnr
+from engine.report import Spread
+from models.blending import from_uint8
 from models.completion import FaceCompletion
 from models.morphable import MorphableModel
 from utils import checkpoints
@@ -46,7 +48,7 @@ def photos(tmp_path):
 
 def run(monkeypatch, completion, **values):
     monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
-    monkeypatch.setattr(evaluation, "open_lpips", lambda device: (None, "no features"))
+    monkeypatch.setattr(evaluation, "open_lpips", lambda path, device: (None, "no features"))
     return evaluation.evaluate(settings(ngpu=0, nthreads=0, log_type="traditional", **values))
 
 
@@ -77,6 +79,16 @@ def test_folder_with_masks(monkeypatch, capsys, completion, photos):
     assert "average" in printed and "mirrored half" in printed and "LPIPS is not available" in printed
 
 
+def test_masks_of_what_is_visible(monkeypatch, completion, photos):
+    asked = {"dataset_test": "Faces", "dataroot": str(photos / "crops")}
+    for path in (photos / "masks").iterdir():
+        write_image(photos / "inverted" / path.name, 255 - cv2.imread(str(path), 0))
+    run(monkeypatch, completion, **asked, mask_dir=str(photos / "masks"), output=str(photos / "out"))
+    run(monkeypatch, completion, **asked, mask_dir=str(photos / "inverted"), output=str(photos / "again"),
+        mask_is_visible=True)
+    assert (photos / "out" / "metrics.csv").read_text() == (photos / "again" / "metrics.csv").read_text()
+
+
 def test_unreadable_and_unmasked_images_are_listed_at_the_end(monkeypatch, completion, photos):
     (photos / "crops" / "broken.png").write_bytes(b"")
     (photos / "masks" / "photo1.png").unlink()
@@ -88,13 +100,44 @@ def test_unreadable_and_unmasked_images_are_listed_at_the_end(monkeypatch, compl
     assert [row["name"] for row in csv.DictReader((out / "metrics.csv").open())] == ["photo0", "photo2"]
 
 
+def test_examples_are_of_faces_that_could_be_evaluated(monkeypatch, completion, photos):
+    monkeypatch.setattr(evaluation, "EXAMPLES", 1)
+    (photos / "masks" / "photo0.png").unlink()
+    out = photos / "out"
+    with pytest.raises(UserError, match="1 of 3 images were skipped.*photo0"):
+        run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"),
+            mask_dir=str(photos / "masks"), output=str(out))
+    truth = read_image(photos / "crops" / "photo1.png")
+    assert (read_image(out / "examples.png")[-258:-2, -258:-2] == truth).all() and (out / "summary.json").exists()
+
+
+def test_examples_do_not_depend_on_the_number_of_processes():
+    """Each process asks about its own usable faces, then the main one about all that were taken."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        usable = np.flatnonzero(rng.random(40) < rng.uniform(0.05, 1)).tolist()
+        alone = Spread(5, 40)
+        expected = [place for place in usable if alone.takes(place)]
+        shares = [Spread(5, 40) for _ in range(3)]
+        taken = [place for place in usable if shares[place % 3].takes(place)]
+        together = Spread(5, 40)
+        assert [place for place in taken if together.takes(place)] == expected
+        assert len(expected) <= 5 and bool(expected) == bool(usable)
+    everything = Spread(5, 40)
+    assert [place for place in range(40) if everything.takes(place)] == [0, 10, 20, 29, 39]
+
+
 def test_window_resolution(monkeypatch, completion, photos):
     out = photos / "out"
     run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"), mask_dir=str(photos / "masks"),
-        output=str(out), resolution=[224, 224])
+        output=str(out), resolution=[224, 224], save_landmarks=True)
     truth = read_image(photos / "crops" / "photo0.png")[16:240, 16:240]
     hole = cv2.imread(str(photos / "masks" / "photo0.png"), 0)[16:240, 16:240] > 127
     assert (read_image(out / "photo0.png")[~hole] == truth[~hole]).all()
+    image = from_uint8(torch.from_numpy(truth.transpose(2, 0, 1).copy())[None])
+    with torch.no_grad():
+        landmarks = completion(image, torch.from_numpy(hole)[None, None]).landmarks[0].numpy()
+    np.testing.assert_allclose(np.loadtxt(out / "photo0.txt"), landmarks + 16, atol=0.01)  # in pixels of the crop
 
 
 def test_random_holes_are_fixed_by_seed_and_name(tmp_path, completion):
@@ -115,6 +158,20 @@ def test_random_holes_are_fixed_by_seed_and_name(tmp_path, completion):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("resolution", [[256, 256], [224, 224]])
+def test_saved_holes_are_those_that_mask_dir_reads(monkeypatch, completion, photos, resolution):
+    """Whatever the net that found the faces says by then."""
+    asked = {"dataset_test": "Faces", "dataroot": str(photos / "crops"), "resolution": resolution}
+    monkeypatch.setattr(completion, "label", lambda image: torch.full_like(image, 1))
+    run(monkeypatch, completion, **asked, output=str(photos / "first"), save_masks=True)
+    for name in ("photo0", "photo1", "photo2"):
+        saved = read_image(photos / "first" / "masks" / f"{name}.png")[..., 0] > 0
+        assert (saved == fixed_hole(0, name, np.ones((256, 256), bool))).all()
+    run(monkeypatch, completion, **asked, output=str(photos / "again"), mask_dir=str(photos / "first" / "masks"))
+    tables = [(photos / folder / "metrics.csv").read_text() for folder in ("first", "again")]
+    assert tables[0] == tables[1] and not (photos / "again" / "masks").exists()
+
+
 def test_predicted_occluders_have_no_truth(tmp_path, completion):
     options = EvaluationOptions(tmp_path, source="occlusion", log_type="traditional")
     results = Evaluator(SmallFaces(2), completion, options, lambda a, b: 1 / 0).run()
@@ -126,6 +183,26 @@ def test_lpips_is_used_where_it_is_available(tmp_path, completion):
     options = EvaluationOptions(tmp_path, save_pictures=False, log_type="traditional")
     results = Evaluator(SmallFaces(1), completion, options, lambda output, truth: 0.25).run()
     assert results.scores["LPIPS"]["3DFaceFill"] == [0.25]
+
+
+def test_features_of_a_named_file_are_used_or_it_is_an_error(monkeypatch, completion, photos):
+    """Without a name LPIPS is left out where there are none."""
+    asked = []
+
+    def load(path):
+        asked.append(path)
+        raise UserError("no features")
+
+    monkeypatch.setattr(pretrained, "load_lpips_alex", load)
+    assert evaluation.open_lpips(None, torch.device("cpu")) == (None, "no features")
+    monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
+    with pytest.raises(UserError, match="no features"):
+        evaluation.evaluate(settings(ngpu=0, dataset_test="Faces", dataroot=str(photos / "crops"),
+                                     output=str(photos / "out"), alexnet_ckpt="own.pth"))
+    monkeypatch.setattr(pretrained, "load_vgg_features", load)
+    with pytest.raises(UserError, match="no features"):
+        build._completion_losses(settings(is_using_frecon=True, vgg_ckpt="vgg.pth"))
+    assert asked == [None, "own.pth", "vgg.pth"]
 
 
 @pytest.mark.parametrize("values, message", [
@@ -163,6 +240,24 @@ def test_missing_inpainter_weights_refuse_to_run(photos):
 def test_data_that_cannot_train_a_stage(values, message):
     with pytest.raises(UserError, match=message):
         build.build_training_data(settings(**values))
+
+
+@pytest.mark.parametrize("values, expected, line", [
+    ({"dataset_train": "Synthetic"}, range(10), "all faces are evaluated, 10 of 10"),
+    ({"dataset_train": "Faces"}, range(8, 10), "the test split is evaluated, 2 of 10"),
+    ({"dataset_train": "Faces", "dataset_options": {"split": "dev"}}, [7], "the dev split is evaluated, 1 of 10"),
+    ({"dataset_train": "Faces", "dataset_options": {"split": None}}, range(10), "all faces are evaluated, 10 of 10"),
+])
+def test_faces_that_were_trained_on_are_evaluated_only_when_asked(tmp_path, capsys, values, expected, line):
+    """The published args.txt names Faces for both. Whatever is evaluated, trainings share no face."""
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png", np.full((256, 256, 3), index, np.uint8))
+    chosen = settings(dataset_test="Faces", dataroot=str(tmp_path), train_dev_percent=0.8, **values)
+    assert build.build_test_data(chosen).names == [str(index) for index in expected]
+    assert capsys.readouterr().out == f"{tmp_path}: {line}\n"
+    if chosen.dataset_train == "Faces":
+        train, dev = build.build_training_data(chosen)
+        assert train.names == [str(index) for index in range(7)] and dev.names == ["7"]
 
 
 def test_a_run_is_not_overwritten(tmp_path):
@@ -209,6 +304,14 @@ def test_definition_follows_the_encoder():
     assert build.choose_definition(auto, {"source": "weights", "definition": "my/model"}) == "my/model"
     assert build.choose_definition(auto, {"source": "training", "metadata": {"definition": "my/model"}}) == "my/model"
     assert build.choose_definition(settings(definition="other"), {"source": "published"}) == "other"
+
+
+def test_the_published_definition_is_the_repositorys_from_anywhere(monkeypatch):
+    read = []
+    monkeypatch.setattr(build, "load_definition", lambda folder: read.append(str(folder)))
+    assert build._read_definition(settings(), {"source": "published"})[0] == build.PUBLISHED_DEFINITION
+    build._read_definition(settings(definition=build.PUBLISHED_DEFINITION), {"source": "published"})
+    assert read == [str(build.REPOSITORY / build.PUBLISHED_DEFINITION), build.PUBLISHED_DEFINITION]
 
 
 def test_rounded_weights_are_near_compress_well_and_leave_vectors():
@@ -276,9 +379,17 @@ def test_ratio_and_random_holes_are_of_the_given_regions(tmp_path, completion):
     holes = [fixed_hole(0, name, region > 0) for name in found.names]
     assert found.ratios == [pytest.approx((hole & (region > 0)).sum() / (region > 0).sum()) for hole in holes]
     assert found.ratios != before.ratios
-    (tmp_path / "face_1.png").unlink()
-    with pytest.raises(UserError, match="face_1.png"):
-        Evaluator(SmallFaces(2), completion, given, None).run()
+
+
+def test_faces_without_a_usable_region_are_listed_at_the_end(monkeypatch, completion, photos):
+    (photos / "faces").mkdir()
+    write_image(photos / "faces" / "photo1.png", np.ones((256, 256), bool))
+    (photos / "faces" / "photo2.png").write_bytes(b"broken")
+    out = photos / "out"
+    with pytest.raises(UserError, match="2 of 3 images were skipped.*photo0.png.*photo2.png"):
+        run(monkeypatch, completion, dataset_test="Faces", dataroot=str(photos / "crops"),
+            face_dir=str(photos / "faces"), output=str(out))
+    assert [row["name"] for row in csv.DictReader((out / "metrics.csv").open())] == ["photo1"]
 
 
 def test_the_2d_baseline_refuses_the_window():

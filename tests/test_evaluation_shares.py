@@ -50,7 +50,8 @@ def evaluate_all(masks: Path, out: Path) -> None:
     build.build_completion = lambda settings, device: completion
     build.build_test_data = lambda settings: FirstFaces(FACES)
     build.build_encoder = lambda settings, device: (encoder, geometry)
-    evaluation.open_lpips = lambda device: (lambda output, truth: float(np.abs(output / 255 - truth / 255).mean()), None)
+    evaluation.open_lpips = lambda path, device: (
+        lambda output, truth: float(np.abs(output / 255 - truth / 255).mean()), None)
     weights.load_occlusion = lambda path: (occlusion, {})
     distributed.leave = lambda world: None  # one group of processes for all three
     common = {"ngpu": 0, "nthreads": 0, "log_type": "none"}

@@ -182,6 +182,16 @@ def test_mask_threshold_size_and_polarity(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), grey >= 128)
     doubled = read_mask(tmp_path / "mask.png", size=(8, 8))
     np.testing.assert_array_equal(doubled, np.kron(grey >= 128, np.ones((2, 2), bool)))
+    assert read_mask(tmp_path / "mask.png", size=(100, 101)).shape == (100, 101)
+
+
+@pytest.mark.parametrize("size, words", [((256, 256), "178x218 pixels, its picture 256x256: a mask must show the whole"),
+                                         ((178, 218), "the way up it is seen")])
+def test_mask_of_another_shape_is_refused(tmp_path, size, words):
+    """As one of CelebA's pictures is for an aligned crop of it."""
+    Image.fromarray(np.full((218, 178), 255, np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=f"mask.png: the mask is .*{words}"):
+        read_mask(tmp_path / "mask.png", size=size)
 
 
 def test_mask_that_would_silently_hide_nothing_is_an_error(tmp_path):
@@ -218,13 +228,19 @@ def test_write_refuses_other_suffixes(tmp_path, picture):
         write_image(tmp_path / "a.xyz", picture)
 
 
+@pytest.mark.parametrize("name, kind", [("a.avif", "AVIF"), ("a.jfif", "JPEG")])
+def test_pictures_of_phones_and_browsers_are_read(tmp_path, picture, name, kind):
+    Image.fromarray(picture).save(tmp_path / name, kind)
+    assert read_image(list_images(tmp_path)[0]).shape == picture.shape
+
+
 def test_list_images_is_sorted_and_skips_the_rest(tmp_path, picture):
-    for name in ("b.JPG", "a.png", "sub/c.jpeg", ".hidden.png", ".cache/d.png"):
+    for name in ("b.JPG", "a.png", "sub/c.jpeg", ".hidden.png", ".cache/d.png", "d.avif", "e.jfif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
     names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive=True)]
-    assert names == ["a.png", "b.JPG", "sub/c.jpeg"]
-    assert len(list_images(tmp_path)) == 2
+    assert names == ["a.png", "b.JPG", "d.avif", "e.jfif", "sub/c.jpeg"]
+    assert len(list_images(tmp_path)) == 4
     with pytest.raises(UserError, match="does not exist"):
         list_images(tmp_path / "absent")

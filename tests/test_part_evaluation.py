@@ -192,6 +192,11 @@ def test_a_face_without_mask_is_reported_at_the_end(monkeypatch, face_finder, ph
     assert len((photos / "out" / "landmarks.csv").read_text().splitlines()) == 1 + 1
 
 
+def test_masks_of_what_is_visible(photos):
+    masks = landmark_evaluation.choose_masks(settings(mask_dir=str(photos / "masks"), mask_is_visible=True))
+    assert (masks.hole("photo0") != (read_image(photos / "masks" / "photo0.png")[..., 0] > 0)).all()
+
+
 def test_no_common_names(photos):
     with pytest.raises(UserError, match="none of the 2 faces.*photo0"):
         landmark_evaluation.evaluate(settings(

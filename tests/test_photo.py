@@ -496,7 +496,8 @@ def test_results_do_not_depend_on_the_number_of_workers(few_pictures, tmp_path):
 
 def test_load_completer_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
     from engine import build
-    from engine.photo import REPOSITORY, load_completer
+    from engine.build import REPOSITORY
+    from engine.photo import load_completer
 
     asked = {}
     monkeypatch.setattr(build, "build_completion", lambda settings, device, grain: asked.update(vars(settings)))
@@ -504,7 +505,10 @@ def test_load_completer_finds_the_weights_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = load_completer(options=PhotoOptions(seed=3), ngpu=0, niters=1)
     assert loaded.options.seed == 3 and asked["niters"] == 1
-    assert asked["_3dmm_ckpt"] == str(REPOSITORY / "checkpoints/encoder.pth")
+    assert asked["_3dmm_ckpt"] == str(REPOSITORY / "checkpoints/encoder.pth") and asked["definition"] == "auto"
+    load_completer(definition="datasets/mine", refiner_ckpt=None, recon_ckpt=str(tmp_path / "own.pth"))
+    assert asked["definition"] == str(REPOSITORY / "datasets/mine")
+    assert asked["refiner_ckpt"] is None and asked["recon_ckpt"] == str(tmp_path / "own.pth")
     with pytest.raises(KeyError):
         load_completer(no_such_option=1)
     with pytest.raises(UserError, match="background=.*PhotoOptions"):

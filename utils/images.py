@@ -21,9 +21,10 @@ from .errors import UserError
 from .files import write_bytes
 from .logging import warning
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".ppm", ".pgm")
 MIN_SIDE = 16  # pixels; anything smaller is an icon or an accident, not a photo
 MASK_THRESHOLD = 128  # grey values from here on are hidden
+ASPECT_TOLERANCE = 0.02  # relative difference of the sides' ratio up to which a mask is taken to show a whole picture
 JPEG_QUALITY = 95
 MAX_PIXELS = 178_956_970  # 179 megapixels
 MAX_BYTES = 2 ** 31  # of a file
@@ -78,10 +79,10 @@ def upright_rgb(image: Image.Image, name: str = "the picture") -> np.ndarray:
 def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a mask picture as bool (H, W), True where pixels are hidden.
 
-    Grey values of 128 and more are hidden; transparent parts are visible. With ``size`` = (height, width) a mask
-    of another size is resized to it, nearest neighbour.
-    Raises UserError for an unreadable file, and for one whose values are all below 128 but not all 0 (usually
-    hidden pixels written as 1): it would hide nothing.
+    Grey values of 128 and more are hidden; transparent parts are visible. With ``size`` = (height, width), that of the
+    masked picture, a mask of another size but the same shape is resized to it, nearest neighbour.
+    Raises UserError for an unreadable file, for a mask of another shape, and for one whose values are all below 128 but
+    not all 0 (usually hidden pixels written as 1): it would hide nothing.
     """
     path = Path(path)
     grey = _read(path, 1, "L", background=(0, 0, 0))
@@ -89,8 +90,18 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> n
         raise UserError(f"{path}: the mask's largest value is {grey.max()}, so it hides nothing: "
                         "write hidden pixels as 255 and visible ones as 0")
     if size is not None and grey.shape != tuple(size):
+        _check_shape(path, grey.shape, size)
         grey = np.asarray(Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return grey >= MASK_THRESHOLD
+
+
+def _check_shape(path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+    """UserError unless a mask and its picture, both (height, width), have sides of the same ratio."""
+    ratio, expected = found[1] / found[0], size[1] / size[0]
+    if abs(ratio / expected - 1) > ASPECT_TOLERANCE:
+        turned = abs(1 / ratio / expected - 1) <= ASPECT_TOLERANCE
+        raise UserError(f"{path}: the mask is {found[1]}x{found[0]} pixels, its picture {size[1]}x{size[0]}: a mask "
+                        "must show the whole picture" + (", the way up it is seen" if turned else ""))
 
 
 def read_colour_profile(path: str | os.PathLike) -> bytes | None:
