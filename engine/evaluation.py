@@ -181,7 +181,9 @@ class Evaluator:
         """The hole of a crop, bool (256, 256), where it is not predicted; UserError if there is no usable mask."""
         if self.options.masks:
             return self.options.masks.hole(name, (CROP_SIZE, CROP_SIZE))
-        return fixed_hole(self.options.seed, name, face)
+        hole, inside = np.zeros_like(face), (self._inside(),) * 2  # a share of the evaluated picture's sides
+        hole[inside] = fixed_hole(self.options.seed, name, face[inside])
+        return hole
 
     def _image(self, results: Results, name: str, truth: np.ndarray, hole: np.ndarray, face: np.ndarray,
                output: np.ndarray, *, example: bool) -> None:

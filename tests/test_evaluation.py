@@ -23,7 +23,7 @@ from models.completion import FaceCompletion
 from models.morphable import MorphableModel
 from utils import checkpoints
 from utils.errors import UserError
-from utils.images import read_image, write_image
+from utils.images import read_image, read_mask, write_image
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +379,15 @@ def test_ratio_and_random_holes_are_of_the_given_regions(tmp_path, completion):
     holes = [fixed_hole(0, name, region > 0) for name in found.names]
     assert found.ratios == [pytest.approx((hole & (region > 0)).sum() / (region > 0).sum()) for hole in holes]
     assert found.ratios != before.ratios
+
+
+def test_random_holes_are_a_share_of_the_evaluated_picture(tmp_path, completion):
+    options = EvaluationOptions(tmp_path, resolution=224, save_masks=True, log_type="traditional")
+    found, inside = Evaluator(SmallFaces(3), completion, options, None).run(), slice(16, 240)
+    for index, name in enumerate(found.names):
+        face = (SmallFaces(3)[index]["labels"] == 0).numpy()[inside, inside]
+        hole = read_mask(tmp_path / "masks" / f"{name}.png")
+        assert (hole[inside, inside] == fixed_hole(0, name, face)).all() and hole.sum() == hole[inside, inside].sum()
 
 
 def test_faces_without_a_usable_region_are_listed_at_the_end(monkeypatch, completion, photos):
