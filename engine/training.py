@@ -103,7 +103,8 @@ class Trainer:
         self.schedule = LearningRate(options.scheduler_method, options.scheduler_options)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.precision == "fp16")
         self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
-        self.step = self.epoch = self.position = 0
+        self.step = self.epoch = 0
+        self.seen = 0  # faces of this epoch that steps have taken, by all processes together
         self.saved_step = -1  # the step that last.pth holds
         self.elapsed = 0.0
         self.skipped = self.skipped_in_row = 0  # steps with a loss or gradient that was not finite
@@ -167,38 +168,37 @@ class Trainer:
     def _progress(self) -> float:
         """The share of the run that is done, by whichever limit is closest."""
         o = self.options
-        batches = self._batches_per_epoch()
-        shares = [(self.epoch + self.position / batches) / o.epochs]
+        faces = len(self.train_set) // self._step_faces() * self._step_faces()  # what is left over counts as no step
+        shares = [(self.epoch + self.seen / faces) / o.epochs]
         if o.max_steps:
             shares.append(self.step / o.max_steps)
         if o.max_minutes:
             shares.append(self.elapsed / (60 * o.max_minutes))
         return min(1.0, max(shares))
 
-    def _batches_per_epoch(self) -> int:
-        """Micro-batches of this process in one epoch: a whole number of optimiser steps, in which no face is twice."""
-        o = self.options
-        steps = len(self.train_set) // (self.world.size * o.batch_size * o.accumulate)
-        return steps * o.accumulate
+    def _step_faces(self) -> int:
+        """Faces of one step of all processes; the training set has as many at least."""
+        return self.world.size * self.options.batch_size * self.options.accumulate
 
     def _train_epoch(self) -> None:
-        remaining = self._batches_per_epoch() - self.position
-        self.sampler.begin(self.epoch, self.position * self.options.batch_size)
+        epoch = self.epoch
+        self.sampler.begin(epoch, self.seen // self.world.size)
         batches = (self.resident.batches(self.sampler, self.options.batch_size) if self.resident
                    else iter(self._loader(self.train_set, self.sampler)))
-        while remaining > 0 and not self._finished():
+        while self.epoch == epoch and not self._finished():
             self._train_step([next(batches) for _ in range(self.options.accumulate)])
-            self.position += self.options.accumulate
-            remaining -= self.options.accumulate
             self.step += 1
+            self._count_seen(self._step_faces())
             if self.world.size == 1:  # several processes agree in their next look at the losses
                 self.interrupted = self.interrupted or self._asked_to_stop
-            if remaining == 0:
-                self.epoch, self.position = self.epoch + 1, 0
             if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
                 self._validate_and_save()
-        if remaining == 0 and self.position:  # resumed at an epoch's very end, from a file of version 1
-            self.epoch, self.position = self.epoch + 1, 0
+
+    def _count_seen(self, faces: int) -> None:
+        """Adds to the faces seen; if too few are left for a step in which none comes twice, the next epoch begins."""
+        self.seen += faces
+        if self.seen + self._step_faces() > len(self.train_set):
+            self.epoch, self.seen = self.epoch + 1, 0
 
     def _train_step(self, batches: list[dict]) -> None:
         """One step of all optimisers from `accumulate` micro-batches."""
@@ -419,7 +419,9 @@ class Trainer:
                 "networks": states(self.stage.networks), "critics": states(self.stage.critics),
                 "averages": states(self.average.networks) if self.average else {},
                 "optimisers": states(self.optimisers), "rates": dict(self.rates), "scaler": self.scaler.state_dict(),
-                "random": random_states(), "step": self.step, "epoch": self.epoch, "position": self.position,
+                "random": random_states(), "step": self.step, "epoch": self.epoch,
+                "position": self.seen // (self.world.size * self.options.batch_size),  # for programs without "seen"
+                "seen": self.seen, "processes": self.world.size,
                 "elapsed": self.elapsed, "best": self.best, "scores": dict(self.scores),
                 "skipped": self.skipped,
                 "settings": self.options.settings, "metadata": self.stage.metadata()}
@@ -445,23 +447,36 @@ class Trainer:
             raise UserError(f"{path}: does not fit this run's networks: {first_lines}") from None
         if not update_rate:
             self.rates = dict(state["rates"])
-        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.step, self.epoch, self.seen = state["step"], state["epoch"], 0
+        self._count_seen(self._seen_before(state))
         self.elapsed, self.scores, self.skipped = state["elapsed"], dict(state["scores"]), state.get("skipped", 0)
         self.best = self._find_best(Path(path), state.get("best"))
         self.stage.restore(state.get("metadata") or {})
         restore_random_states(state["random"])
         self.saved_step = self.step
-        self._tell_changes(dict(state.get("settings") or {}))
+        self._tell_changes(dict(state.get("settings") or {}), state.get("processes", self.world.size))
 
-    def _tell_changes(self, before: Mapping[str, Any]) -> None:
+    def _seen_before(self, state: Mapping[str, Any]) -> int:
+        """The faces of its epoch that a checkpoint's run has taken, rounded up so that all processes go on at a place.
+
+        Older checkpoints tell the batches of each process alone; they count as of as many processes as this run has.
+        """
+        if "seen" not in state:
+            batch_size = dict(state["settings"]).get("batch_size", self.options.batch_size)
+            return state["position"] * batch_size * self.world.size
+        return -(-state["seen"] // self.world.size) * self.world.size
+
+    def _tell_changes(self, before: Mapping[str, Any], processes: int) -> None:
         """Warns of settings that decide what is learnt and are not those of the run that is continued.
 
-        But for what only its start needed, and what the checkpoint's optimisers bring along.
+        But for what only its start needed, and what the checkpoint's optimisers bring along. processes: that it had.
         """
         now = self.options.settings
         names = set(config.LEARNING + config.LEARNT_FROM) - {"finetune", "learning_rate", "optim_options"}
         changes = [f"{config.flag_of(name)} {now[name]} (was {before[name]})" for name in sorted(names)
                    if name in before and name in now and before[name] != now[name]]
+        if processes != self.world.size:
+            changes.append(f"{self.world.size} processes (was {processes})")
         if changes and self.world.is_main:
             warning(f"the run goes on with other settings than before: {', '.join(changes)}")
 

@@ -88,12 +88,46 @@ def test_resuming_equals_not_stopping(tmp_path, stage):
     second = make_trainer(tmp_path / "parts", make_stage(stage), **schedule)
     second.restore(tmp_path / "parts" / "last.pth")
     second.run()
-    assert (second.step, second.epoch, second.position) == (whole.step, whole.epoch, whole.position) == (7, 3, 2)
+    assert (second.step, second.epoch, second.seen) == (whole.step, whole.epoch, whole.seen) == (7, 3, 4)
     expected, found = all_tensors(whole), all_tensors(second)
     assert expected.keys() == found.keys() and len(expected) > 8
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
     assert second.scores == whole.scores
+
+
+@pytest.mark.parametrize("written", ["seen", "position"])
+def test_a_run_goes_on_behind_the_faces_it_has_seen(tmp_path, written):
+    """With other batches, faces and processes, and from a file that tells the batches of a process alone."""
+    settings = {"batch_size": 2}
+    make_trainer(tmp_path / "first", make_stage("occlusion"), faces=40, max_steps=15, settings=settings).run()
+    state = checkpoints.load(tmp_path / "first" / "last.pth")
+    assert (state["seen"], state["position"], state["processes"]) == (30, 15, 1)
+    if written == "position":
+        del state["seen"], state["processes"]
+    checkpoints.save(tmp_path / "state.pth", state)
+    for faces, batch_size, accumulate, epoch, seen in ((40, 2, 1, 0, 30), (40, 8, 1, 0, 30), (40, 1, 4, 0, 30),
+                                                       (40, 11, 1, 1, 0), (31, 2, 1, 1, 0), (9, 2, 1, 1, 0)):
+        trainer = make_trainer(tmp_path / "next", make_stage("occlusion"), faces, batch_size=batch_size,
+                               accumulate=accumulate, max_steps=16)
+        trainer.restore(tmp_path / "state.pth")
+        assert (trainer.epoch, trainer.seen) == (epoch, seen)
+        taken = []
+        trainer._train_step = lambda batches: taken.extend(name for batch in batches for name in batch["name"])
+        trainer.run()
+        order = EpochSampler(faces, ALONE, seed=3)
+        order.begin(epoch)
+        assert taken == [f"face_{index}" for index in order][seen:seen + batch_size * accumulate]
+        assert trainer.step == 16
+
+
+def test_another_number_of_processes_is_told_and_no_face_comes_twice(tmp_path, capsys):
+    make_trainer(tmp_path, make_stage("occlusion"), faces=40, max_steps=15).run()
+    options = TrainingOptions(tmp_path, batch_size=1, bar=False, seed=3)
+    again = Trainer(make_stage("occlusion"), SmallFaces(40), SmallFaces(4), options, ALONE)
+    again.world = World(0, 4, ALONE.device)
+    again.restore(tmp_path / "last.pth")
+    assert again.seen == 32 and "4 processes (was 1)" in capsys.readouterr().err
 
 
 def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
