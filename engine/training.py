@@ -1,4 +1,4 @@
-"""The training loop of all three stages; `train(settings)` is what ``main.py`` calls.
+"""The training loop of all stages; `train(settings)` is what ``main.py`` calls.
 
 A run's folder holds ``last.pth`` and ``best.pth`` (complete: networks, moving averages, optimisers, gradient scaler,
 random states, step, epoch, place within the epoch, clock, settings), the settings in a form that ``--config`` reads
