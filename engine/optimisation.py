@@ -107,6 +107,12 @@ class MovingAverage:
         for name, network in networks.items():
             averaged, current = list(self.networks[name].parameters()), list(network.parameters())
             torch._foreach_lerp_(averaged, [p.detach() for p in current], weight)
+        self.copy_buffers(networks)
+
+    @torch.no_grad()
+    def copy_buffers(self, networks: Mapping[str, nn.Module]) -> None:
+        """Takes over the buffers of `networks`."""
+        for name, network in networks.items():
             for mine, theirs in zip(self.networks[name].buffers(), network.buffers()):
                 mine.copy_(theirs)
 

@@ -335,6 +335,8 @@ class Trainer:
     def _validate_and_save(self) -> None:
         """Scores the moving average on held-out data, then writes last.pth and, if it improved, best.pth."""
         distributed.synchronise_buffers(self.stage.networks.values(), self.world)
+        if self.average:
+            self.average.copy_buffers(self.stage.networks)  # or each process would validate statistics of its own
         self.scores = self.validate()
         measure = self.scores[self.stage.metric]
         better = self.best is None or (measure > self.best if self.stage.higher_is_better else measure < self.best)

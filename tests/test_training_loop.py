@@ -453,6 +453,22 @@ def test_moving_average():
     assert average.networks["layer"].weight.item() == pytest.approx(0.95)
 
 
+def test_what_is_validated_has_the_statistics_of_all_processes(tmp_path, monkeypatch):
+    """Beside another process whose buffers are larger by 2, the moving average has the mean of both, too."""
+    trainer, validated = make_trainer(tmp_path, make_stage("occlusion"), max_steps=1), {}
+    trainer.run()
+    network, averaged = trainer.stage.networks["occlusion"], trainer.average.networks["occlusion"]
+    own = network.norm.running_mean.clone()
+    trainer.validate = lambda: validated.update(mean=averaged.norm.running_mean.clone()) or {"mean_iou": 0.5}
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(tensor + 2))
+    trainer.world = World(0, 2, ALONE.device)
+    trainer._validate_and_save()
+    torch.testing.assert_close(validated["mean"], own + 1)
+    saved = checkpoints.load(tmp_path / "last.pth")
+    assert torch.equal(saved["networks"]["occlusion"]["norm.running_mean"], validated["mean"])
+    assert torch.equal(saved["averages"]["occlusion"]["norm.running_mean"], validated["mean"])
+
+
 WORKER = """
 import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
