@@ -9,8 +9,10 @@ schedule or a limit in minutes follows the clock and so cannot repeat bit for bi
 CPU. N processes with batches of B faces train as one with batches of N B would, up to rounding, except for batch
 normalisation, whose statistics are each process' own.
 
-A step whose loss or gradient is not finite changes nothing: it ends the run, or with `skip_bad_steps` is left out, and
-in both cases ``bad_batches/`` in the run's folder gets the batch that caused it.
+A step whose loss or gradient is not finite ends the run, or with `skip_bad_steps` is left out. On the CPU, and with
+`skip_bad_steps` anywhere, it changes nothing, and ``bad_batches/`` in the run's folder gets the batch that caused it.
+On a GPU the losses are looked at every 20 steps only, so the run ends up to 19 steps later, mostly without the batch.
+Wherever it is, no checkpoint is written of networks that are not finite.
 """
 from __future__ import annotations
 
@@ -154,6 +156,7 @@ class Trainer:
         try:
             if self.saved_step != self.step:
                 if self.interrupted:
+                    self._require_finite()
                     self._save("last.pth")  # before the scores, which whoever stops the run may not wait for
                 self._validate_and_save()
         finally:
@@ -337,6 +340,7 @@ class Trainer:
         distributed.synchronise_buffers(self.stage.networks.values(), self.world)
         if self.average:
             self.average.copy_buffers(self.stage.networks)  # or each process would validate statistics of its own
+        self._require_finite()
         self.scores = self.validate()
         measure = self.scores[self.stage.metric]
         better = self.best is None or (measure > self.best if self.stage.higher_is_better else measure < self.best)
@@ -356,6 +360,13 @@ class Trainer:
                 for name, value in self.scores.items():
                     self.writer.add_scalar(f"held_out/{name}", value, self.step)
                 self.writer.add_image("pictures", pictures, self.step)
+
+    def _require_finite(self) -> None:
+        """UserError if weights, averages or optimisers are not finite: a step since the last look may have been bad."""
+        bad = checkpoints.not_finite(self.options.folder, self.state())
+        if bad:
+            raise UserError(f"training stopped at step {self.step}: {bad} is not finite; lower --learning-rate, use "
+                            f"--precision fp32 or --skip-bad-steps{self._last_good()}")
 
     def _save(self, name: str) -> None:
         """Writes a checkpoint of the present moment into the run's folder, in the main process."""
