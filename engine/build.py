@@ -182,7 +182,11 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     if train.split != "train":
         raise UserError(f"--synthetic-cache {settings.synthetic_cache} holds faces of the {train.split} split: "
                         "training on them would spoil every measurement; write a cache with --split train")
-    if settings.stage == "inpainter" and "albedo" not in train[0]:
+    knows_albedo = "albedo" in train[0]
+    if settings.stage == "encoder" and settings.loss_options.get("albedo", 0) > 0 and not knows_albedo:
+        raise UserError(f"{settings.synthetic_cache} was written without albedo: leave albedo out of --loss-options, "
+                        "or write the faces anew without --no-albedo")
+    if settings.stage == "inpainter" and not knows_albedo:
         warning(f"{settings.synthetic_cache} was written without albedo: the loss hidden_albedo is left out")
     return train, SyntheticFaces("val", HELD_OUT_FACES)
 
@@ -415,6 +419,8 @@ def _check_loss_options(settings: Any) -> None:
         if not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
             raise UserError(f"--loss-options {json.dumps({name: value})}: give a number from 0 "
                             f"{'to 1' if most == 1 else 'on'}")
+        if name in NOT_LOSSES["encoder"] and not (isinstance(value, int) and value >= 1):
+            raise UserError(f"--loss-options {json.dumps({name: value})}: give a whole number from 1 on")
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:

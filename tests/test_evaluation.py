@@ -157,6 +157,8 @@ def test_missing_inpainter_weights_refuse_to_run(photos):
     ({"loss_options": {"image": -1}}, "give a number"),
     ({"loss_options": {"rectangles": 70}}, "from 0 to 1"),
     ({"loss_options": {"hole_wieght": 0}}, "hole_weight"),
+    ({"stage": "encoder", "loss_options": {"albedo": 1, "albedo_every": 0}}, "albedo_every.*whole number from 1"),
+    ({"stage": "encoder", "loss_options": {"albedo": 1, "albedo_items": 1.5}}, "albedo_items.*whole number from 1"),
     ({"dataset_options": {"length": True}}, "whole number"),
 ])
 def test_data_that_cannot_train_a_stage(values, message):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, small_definition
 
 from datasets.masks import random_rectangle
+from datasets.synthetic import write_cache
 from engine import build
 from engine.augmentation import CALM, CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
@@ -146,6 +147,15 @@ def test_portraits_teach_by_their_picture_but_have_no_true_albedo(monkeypatch, t
         build.build_training_data(config.parse([*arguments, '{"albedo": 1}'], ""))
     with pytest.raises(UserError, match="holds no"):  # goes on to the portraits, of which there are none
         build.build_training_data(config.parse([*arguments, '{"render": 1}'], ""))
+
+
+def test_true_albedo_is_missed_before_training_in_a_cache_without_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.synthetic.cache.SHARD", 1)
+    write_cache(tmp_path, "train", 1, albedo=False, progress=False)
+    arguments = ["--stage", "encoder", "--synthetic-cache", str(tmp_path), "--loss-options"]
+    with pytest.raises(UserError, match="was written without albedo: leave albedo out of --loss-options"):
+        build.build_training_data(config.parse([*arguments, '{"albedo": 1}'], ""))
+    assert "albedo" not in build.build_training_data(config.parse([*arguments, '{"render": 1}'], ""))[0][0]
 
 
 def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
