@@ -218,6 +218,7 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     if settings.loss_options.get("albedo", 0) > 0:
         raise UserError("portraits have no true albedo: leave albedo out of --loss-options, or --portraits")
     observer, definition = _portrait_observer(settings)
+    _require_builtin(definition)
     portraits = load_portraits(settings.portraits, settings.portrait_points, observer.encoder,
                                _geometry(observer.morphable, definition), observer.morphable, settings.log_type,
                                settings.portrait_turns, settings.nthreads)
@@ -437,6 +438,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
         encoder.learn_codes()
     name = choose_definition(settings, metadata)
     definition = load_definition(name)
+    _require_builtin(definition)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))
@@ -445,6 +447,17 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
     return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
+
+
+def _is_builtin(definition: Any) -> bool:
+    return definition.albedo_mean is not None
+
+
+def _require_builtin(definition: Any) -> None:
+    """UserError for a definition other than that of the faces that the encoder learns from."""
+    if not _is_builtin(definition):
+        raise UserError("--stage encoder learns from built-in faces, whose true shapes are the built-in model's: use "
+                        "--definition builtin, and where it starts from an encoder (--3dmm-ckpt), one of that model")
 
 
 def _geometry(model: MorphableModel, definition: Any):
@@ -482,7 +495,7 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     from models.discriminator import PyramidDiscriminator
     from models.layers import fold_for_inference
     from models.weights import load_inpainter, load_occlusion
-    encoder, model, _ = _load_geometry(settings)
+    encoder, model, definition = _load_geometry(settings)
     inpainter = load_inpainter(settings.recon_ckpt, mirror_uv)[0] if settings.finetune else _new_inpainter(settings)
     occlusion = None
     if settings.dataset_train not in LABELLED:
@@ -492,6 +505,10 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
+    if not _is_builtin(definition) and "albedo" in train_set[0]:
+        warning("the true albedo of built-in faces lies on the built-in model's UV map, not on that of this "
+                "morphable model: the loss hidden_albedo is left out")
+        weights["hidden_albedo"] = 0.0
     if settings.teacher_ckpt:
         options["teacher"] = fold_for_inference(load_inpainter(settings.teacher_ckpt, mirror_uv)[0].eval())
     return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf, **options)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, small_definition
+from test_definition import write_published
 
 from datasets.masks import random_rectangle
 from datasets.synthetic import write_cache
@@ -166,6 +167,28 @@ def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
     arguments += ["--loss-options", '{"render": 1, "albedo_items": 2}']
     decoding = build.build_stage(config.parse(arguments, ""), None)
     assert decoding.networks["encoder"].knows_codes and decoding.albedo_items == 2
+
+
+def test_an_encoder_of_another_model_is_not_taught_by_built_in_faces(tmp_path):
+    write_published(tmp_path / "3DMM_definition")
+    checkpoints.save_weights(tmp_path / "e.pth", "encoder", Encoder().state_dict(),
+                             {"definition": str(tmp_path / "3DMM_definition")}, half=False)
+    folder, encoder = str(tmp_path / "3DMM_definition"), ["--3dmm-ckpt", str(tmp_path / "e.pth")]
+    for arguments in (["--definition", folder], ["--finetune", *encoder]):
+        with pytest.raises(UserError, match="learns from built-in faces.*--definition builtin"):
+            build.build_stage(config.parse(["--stage", "encoder", *arguments], ""), SmallFaces(2))
+    arguments = [*encoder, "--portraits", str(tmp_path), "--dataset-options", '{"length": 2}']
+    with pytest.raises(UserError, match="learns from built-in faces.*--definition builtin"):
+        build.build_training_data(config.parse(["--stage", "encoder", *arguments], ""))
+
+
+@pytest.mark.parametrize("faces, told, weight", [([{"albedo": 0}], True, 0.0), ([{}], False, 0.2)])
+def test_an_inpainter_of_another_model_leaves_out_the_built_in_albedo(monkeypatch, capsys, faces, told, weight):
+    definition = small_definition()
+    monkeypatch.setattr(build, "_load_geometry",
+                        lambda settings: (SmallEncoder(), MorphableModel(definition), definition))
+    stage = build.build_stage(config.parse([], ""), faces)
+    assert ("hidden_albedo is left out" in capsys.readouterr().err) == told and stage.weights["hidden_albedo"] == weight
 
 
 def test_an_inpainter_imitates_its_teacher():
