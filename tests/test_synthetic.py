@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,13 @@ def test_cache_equals_rendering(small_cache):
     assert len(cached) == 3
     for index in (0, 2):
         assert_same(cached[index], direct[index])
+
+
+def test_a_cache_that_is_read_holds_no_file_open(small_cache):
+    cached = CachedFaces(small_cache)
+    before = len(os.listdir("/dev/fd"))
+    assert len({cached[index]["name"] for index in range(len(cached))}) == 3
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_cache_is_resumed(small_cache, monkeypatch):

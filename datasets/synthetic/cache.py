@@ -78,6 +78,16 @@ def _shard_length(folder: Path) -> int:
     return len(np.load(path, mmap_mode="r")) if path.exists() else 0
 
 
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file through a memory map that keeps no file open.
+
+    np.load's does, and all fields of a large cache are more files than systems let a process open (256, 1,024).
+    """
+    described = np.load(path, mmap_mode="r")
+    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    return content[described.offset:].view(described.dtype).reshape(described.shape)
+
+
 def _write_shard(folder: Path, number: int, settings: dict, progress: tqdm, pool) -> None:
     start, end = number * SHARD, min((number + 1) * SHARD, settings["count"])
     final, partial = folder / f"shard_{number:05d}", folder / f"shard_{number:05d}.partial"
@@ -182,7 +192,7 @@ class CachedFaces(Dataset):
         number, place = divmod(index, SHARD)
         if number not in self._shards:
             shard = self.folder / f"shard_{number:05d}"
-            self._shards[number] = {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in self._fields}
+            self._shards[number] = {name: _mapped(shard / f"{name}.npy") for name in self._fields}
         item = {name: torch.from_numpy(np.array(array[place])) for name, array in self._shards[number].items()}
         item["name"] = face_name(self.split, index)
         item["identity"] = face_identity(self.split, index)
