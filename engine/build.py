@@ -31,8 +31,8 @@ LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
 NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
               "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
-STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
-                 "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses
+STAGE_MODULES = {"encoder": "encoder_stage", "occlusion": "occlusion_stage", "inpainter": "inpainter_stage",
+                 "refiner": "refiner_stage", "inpainter2d": "image_stage"}  # with their losses
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -409,8 +409,7 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
 
 def _check_loss_options(settings: Any) -> None:
     """Raises UserError if --loss-options names what is no loss of the stage; before anything takes time."""
-    modules = [importlib.import_module(f"engine.{name}") for name in STAGE_MODULES[settings.stage]]
-    known = list(dict.fromkeys(name for module in modules for name in module.DEFAULT_WEIGHTS))
+    known = list(importlib.import_module(f"engine.{STAGE_MODULES[settings.stage]}").DEFAULT_WEIGHTS)
     unknown = set(settings.loss_options) - set(known) - set(NOT_LOSSES[settings.stage])
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
@@ -576,15 +575,14 @@ def _new_refiner(settings: Any) -> torch.nn.Module:
 
 def _image_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.image_stage import ImageStage
-    from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.image_completion import ImageInpainter
+    from models.layers import fold_for_inference
     from models.weights import load_image_inpainter, load_occlusion
-    encoder, model, _ = _load_geometry(settings)
     network = load_image_inpainter(settings.inpainter2d_ckpt) if settings.finetune else ImageInpainter()
-    completion = FaceCompletion(encoder, network, model, occlusion=load_occlusion(settings.occ_ckpt)[0], iterations=1)
+    occlusion = fold_for_inference(load_occlusion(settings.occ_ckpt)[0].eval())
     weights, options = _completion_losses(settings)
-    return ImageStage(completion, PyramidDiscriminator(), weights, **options)
+    return ImageStage(network, PyramidDiscriminator(), occlusion, weights, **options)
 
 
 def _completion_losses(settings: Any) -> tuple[dict[str, float], dict[str, Any]]:

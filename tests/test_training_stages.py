@@ -297,6 +297,19 @@ def test_a_wrong_loss_is_named_before_anything_is_loaded(stage):
         build.build_training_data(settings)
 
 
+def test_the_2d_baseline_needs_the_occlusion_net_alone(monkeypatch):
+    monkeypatch.setattr("models.weights.load_occlusion", lambda path: (OcclusionNet(), {}))
+    arguments = ["--stage", "inpainter2d", "--3dmm-ckpt", "missing", "--definition", "missing", "--loss-options"]
+    stage = build.build_stage(config.parse([*arguments, '{"gan": 0.05}'], ""), None)
+    assert stage.networks.keys() == {"inpainter2d"} and stage.critics.keys() == {"discriminator"}
+    assert stage.weights == {"albedo": 1, "image": 1, "gan": 0.05, "perceptual": 0, "critic": 1, "penalty": 10}
+    assert stage.frozen_networks() == [stage.occlusion]
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in stage.occlusion.modules())
+    for loss in ("symmetry", "hidden_albedo", "teacher"):
+        with pytest.raises(UserError, match=f"{loss} is no loss of --stage inpainter2d"):
+            build.build_stage(config.parse([*arguments, json.dumps({loss: 0.1})], ""), None)
+
+
 @pytest.mark.parametrize("arguments", [["--stage", "encoder"], ["--stage", "refiner"], ["--finetune"]])
 def test_parts_that_would_be_ignored_are_refused(arguments):
     with pytest.raises(UserError, match="--inpainter-options says how --stage inpainter begins"):
