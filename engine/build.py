@@ -16,7 +16,7 @@ from datasets.definition import load as load_definition
 from engine.distributed import ALONE, World, in_main
 from engine.stage import Stage
 from models.morphable import MorphableModel, mirror_uv
-from utils import device as devices, files
+from utils import config, device as devices, files
 from utils.errors import UserError
 from utils.logging import note, warning
 
@@ -31,6 +31,18 @@ LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
 NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
               "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
+# Options that count in some trainings only: those trainings in words, whether settings are of one, and the options.
+_COUNT_FOR = (
+    ("--stage inpainter", lambda settings: settings.stage == "inpainter",
+     ("teacher_ckpt", "is_using_symmetry", "is_using_recon", "use_conf")),
+    ("--stage inpainter and inpainter2d", lambda settings: settings.stage in ("inpainter", "inpainter2d"),
+     ("is_using_frecon", "tex_loss", "recon_loss")),
+    ("--stage encoder and occlusion", lambda settings: settings.stage in ("encoder", "occlusion"), ("train_size",)),
+    ("--stage encoder", lambda settings: settings.stage == "encoder", ("portrait_points", "portrait_turns")),
+    ("--dataset-train Synthetic", lambda settings: settings.dataset_train == "Synthetic", ("synthetic_cache",)),
+    ("--dataset-train Synthetic and --stage refiner",
+     lambda settings: settings.dataset_train == "Synthetic" or settings.stage == "refiner", ("portraits",)),
+)
 STAGE_MODULES = {"encoder": "encoder_stage", "occlusion": "occlusion_stage", "inpainter": "inpainter_stage",
                  "refiner": "refiner_stage", "inpainter2d": "image_stage"}  # with their losses
 
@@ -107,6 +119,14 @@ def resume_file(settings: Any) -> Path | None:
 def plain_settings(settings: Any) -> dict[str, Any]:
     """All options as plain values, to be stored beside results."""
     return dict(vars(settings))
+
+
+def tell_ignored(settings: Any) -> None:
+    """Warns of options with other values than their defaults that do not count for what is to be trained."""
+    for where, counts, names in _COUNT_FOR:
+        for name in names:
+            if getattr(settings, name) != config.BY_NAME[name].default and not counts(settings):
+                warning(f"{config.flag_of(name)} counts for {where} alone, and is ignored here")
 
 
 # ---- data --------------------------------------------------------------------------------------------------------

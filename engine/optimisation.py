@@ -37,8 +37,9 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
     chosen = dict(PUBLISHED_OPTIMISER) if method.lower() in ("adam", "adamw") else {}
     if chosen and not {"foreach", "differentiable"} & set(options):
         chosen["fused"] = True  # one pass over the memory, four times as fast, also on a CPU
+    if "lr" in options:
+        raise UserError("--optim-options lr: the learning rate is what --learning-rate says; leave lr out")
     chosen.update(options)
-    chosen.pop("lr", None)
     try:
         if "betas" in chosen:
             chosen["betas"] = tuple(chosen["betas"])

@@ -606,6 +606,8 @@ def train(settings: Any) -> dict[str, float]:
     with distributed.joined(build.choose_device(settings)) as world:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
+        if world.is_main:
+            build.tell_ignored(settings)
         with own_folder(options.folder, world):
             train_set, validation_set = build.build_training_data(settings)
             trainer = Trainer(build.build_stage(settings, train_set), train_set, validation_set, options, world)

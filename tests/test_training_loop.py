@@ -420,6 +420,8 @@ def test_learning_rates():
 def test_published_optimiser():
     optimiser = build_optimiser("Adam", {}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
     assert optimiser.defaults["betas"] == (0.5, 0.999) and optimiser.defaults["weight_decay"] == 4e-5
+    with pytest.raises(UserError, match="lr: the learning rate is what --learning-rate says"):
+        build_optimiser("Adam", {"lr": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
     with pytest.raises(UserError, match="optim-options"):
         build_optimiser("Adam", {"momentum": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, small_definition
+from test_config import PUBLISHED
 from test_definition import write_published
 
 from datasets.masks import random_rectangle
@@ -308,6 +310,37 @@ def test_the_2d_baseline_needs_the_occlusion_net_alone(monkeypatch):
     for loss in ("symmetry", "hidden_albedo", "teacher"):
         with pytest.raises(UserError, match=f"{loss} is no loss of --stage inpainter2d"):
             build.build_stage(config.parse([*arguments, json.dumps({loss: 0.1})], ""), None)
+
+
+@pytest.mark.parametrize("arguments, told", [
+    ("--stage encoder --teacher-ckpt t.pth", "--teacher-ckpt counts for --stage inpainter alone"),
+    ("--dataset-train CelebA --portraits p", "--portraits counts for --dataset-train Synthetic and --stage refiner"),
+    ("--dataset-train CelebA --synthetic-cache c", "--synthetic-cache counts for --dataset-train Synthetic alone"),
+    ("--train-size 128", "--train-size counts for --stage encoder and occlusion alone"),
+    ("--stage inpainter2d --is-using-recon False", "--is-using-recon counts for --stage inpainter alone"),
+    ("--stage refiner --is-using-symmetry False", "--is-using-symmetry counts for --stage inpainter alone"),
+    ("--stage refiner --use-conf False", "--use-conf counts for --stage inpainter alone"),
+    ("--stage refiner --tex-loss l2", "--tex-loss counts for --stage inpainter and inpainter2d alone"),
+    ("--portraits p --portrait-turns 0", "--portrait-turns counts for --stage encoder alone"),
+    ("--stage refiner --dataset-train Faces --portraits p", None), ("--stage inpainter2d --recon-loss l2", None),
+    ("--stage encoder --train-size 128 --portraits p --portrait-points p.json --synthetic-cache c", None),
+    ("--teacher-ckpt t.pth --is-using-recon False --use-conf False --is-using-frecon", None)])
+def test_options_without_effect_are_told(capsys, arguments, told):
+    build.tell_ignored(config.parse(arguments.split(), ""))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == (told is not None) and (not told or f"warning: {told}" in warnings[0])
+
+
+@pytest.mark.parametrize("stage", build.STAGE_MODULES)
+def test_files_with_all_options_are_no_noise(tmp_path, capsys, stage):
+    (tmp_path / "published.txt").write_text(PUBLISHED)
+    config.defaults().write(tmp_path / "all.txt")
+    root = Path(__file__).parents[1]
+    for file in (root / "args.txt", root / "args_celeba.txt", tmp_path / "published.txt", tmp_path / "all.txt"):
+        settings = config.parse(["--config", str(file), "--stage", stage], "")
+        capsys.readouterr()
+        build.tell_ignored(settings)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("arguments", [["--stage", "encoder"], ["--stage", "refiner"], ["--finetune"]])
