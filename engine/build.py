@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import math
 from pathlib import Path
@@ -294,11 +295,12 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
     if not Path(settings.dataroot).is_dir():
         raise UserError(f"--dataroot {settings.dataroot}: no such folder")
     cls = {"Faces": FolderFaces, "CelebA": CelebACrops, "CelebAMaskHQ": CelebAMaskHQ}[kind]
+    known = [*inspect.signature(cls).parameters][1:]  # the first is the folder
+    for name in settings.dataset_options:
+        if name not in known:
+            raise UserError(f"--dataset-options {name}: of {kind} {', '.join(known)} can be given")
     options = {"split": split, "train_dev_percent": settings.train_dev_percent, **settings.dataset_options}
-    try:
-        return cls(settings.dataroot, **options)
-    except TypeError as error:
-        raise UserError(f"--dataset-options {settings.dataset_options}: {kind} does not take this ({error})") from None
+    return cls(settings.dataroot, **options)
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------

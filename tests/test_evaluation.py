@@ -166,6 +166,20 @@ def test_data_that_cannot_train_a_stage(values, message):
         build.build_training_data(settings(**values))
 
 
+def test_options_of_a_folder_are_those_of_its_dataset(tmp_path, monkeypatch):
+    """And a defect of the dataset is not taken for one of them."""
+    folder = {"dataset_train": "Faces", "dataroot": str(tmp_path)}
+    for options, message in (({"size": 3}, "--dataset-options size: of Faces split, train_dev_percent, verify can be"),
+                             ({"root": "x"}, "--dataset-options root: of Faces"),
+                             ({"split": 7}, "no split 7"), ({"train_dev_percent": "80"}, "train_dev_percent is '80'")):
+        write_image(tmp_path / "a.png", np.zeros((256, 256, 3), np.uint8))
+        with pytest.raises(UserError, match=message):
+            build.build_training_data(settings(**folder, dataset_options=options))
+    monkeypatch.setattr("datasets.faces.split_names", lambda names, percent: None + 1)
+    with pytest.raises(TypeError):
+        build.build_training_data(settings(**folder))
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     (tmp_path / "last.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="--resume"):
