@@ -26,9 +26,9 @@ def split_names(names: list[str], train_dev_percent: float = 80) -> dict[str, li
     and development, the rest for testing (the paper: 80/20). The last 5 % of the former (at least one) are the dev
     split, which chooses the best checkpoint. Raises UserError if the percentage is not in (0, 100].
     """
+    if not isinstance(train_dev_percent, (int, float)) or not 0 < train_dev_percent <= 100:
+        raise UserError(f"train_dev_percent is {train_dev_percent!r}: give a percentage above 0, up to 100")
     fraction = train_dev_percent if train_dev_percent <= 1 else train_dev_percent / 100
-    if not 0 < fraction <= 1:
-        raise UserError(f"train_dev_percent is {train_dev_percent}: give a percentage above 0, up to 100")
     names = sorted(names)
     held_out = int(round(len(names) * fraction))
     train = held_out - (max(int(round(held_out * DEV_SHARE)), 1) if held_out > 1 else 0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import math
 from pathlib import Path
@@ -16,7 +17,7 @@ from datasets.definition import load as load_definition
 from engine.distributed import ALONE, World, in_main, is_main
 from engine.stage import Stage
 from models.morphable import BUILTIN_LAYOUT, MorphableModel, mirror_uv
-from utils import device as devices, files
+from utils import config, device as devices, files
 from utils.errors import UserError
 from utils.logging import note, warning
 
@@ -32,8 +33,20 @@ LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
 NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
               "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
-STAGE_MODULES = {"encoder": ("encoder_stage",), "occlusion": ("occlusion_stage",), "inpainter": ("inpainter_stage",),
-                 "refiner": ("refiner_stage",), "inpainter2d": ("inpainter_stage", "image_stage")}  # with their losses
+# Options that count in some trainings only: those trainings in words, whether settings are of one, and the options.
+_COUNT_FOR = (
+    ("--stage inpainter", lambda settings: settings.stage == "inpainter",
+     ("teacher_ckpt", "is_using_symmetry", "is_using_recon", "use_conf")),
+    ("--stage inpainter and inpainter2d", lambda settings: settings.stage in ("inpainter", "inpainter2d"),
+     ("is_using_frecon", "tex_loss", "recon_loss")),
+    ("--stage encoder and occlusion", lambda settings: settings.stage in ("encoder", "occlusion"), ("train_size",)),
+    ("--stage encoder", lambda settings: settings.stage == "encoder", ("portrait_points", "portrait_turns")),
+    ("--dataset-train Synthetic", lambda settings: settings.dataset_train == "Synthetic", ("synthetic_cache",)),
+    ("--dataset-train Synthetic and --stage refiner",
+     lambda settings: settings.dataset_train == "Synthetic" or settings.stage == "refiner", ("portraits",)),
+)
+STAGE_MODULES = {"encoder": "encoder_stage", "occlusion": "occlusion_stage", "inpainter": "inpainter_stage",
+                 "refiner": "refiner_stage", "inpainter2d": "image_stage"}  # with their losses
 
 
 def choose_device(settings: Any) -> torch.device:
@@ -108,6 +121,14 @@ def resume_file(settings: Any) -> Path | None:
 def plain_settings(settings: Any) -> dict[str, Any]:
     """All options as plain values, to be stored beside results."""
     return dict(vars(settings))
+
+
+def tell_ignored(settings: Any) -> None:
+    """Warns of options with other values than their defaults that do not count for what is to be trained."""
+    for where, counts, names in _COUNT_FOR:
+        for name in names:
+            if getattr(settings, name) != config.BY_NAME[name].default and not counts(settings):
+                warning(f"{config.flag_of(name)} counts for {where} alone, and is ignored here")
 
 
 # ---- data --------------------------------------------------------------------------------------------------------
@@ -189,7 +210,11 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     if train.split != "train":
         raise UserError(f"--synthetic-cache {settings.synthetic_cache} holds faces of the {train.split} split: "
                         "training on them would spoil every measurement; write a cache with --split train")
-    if settings.stage == "inpainter" and "albedo" not in train[0]:
+    knows_albedo = "albedo" in train[0]
+    if settings.stage == "encoder" and settings.loss_options.get("albedo", 0) > 0 and not knows_albedo:
+        raise UserError(f"{settings.synthetic_cache} was written without albedo: leave albedo out of --loss-options, "
+                        "or write the faces anew without --no-albedo")
+    if settings.stage == "inpainter" and not knows_albedo:
         warning(f"{settings.synthetic_cache} was written without albedo: the loss hidden_albedo is left out")
     return train, SyntheticFaces("val", HELD_OUT_FACES)
 
@@ -221,6 +246,7 @@ def _with_portraits(settings: Any, faces: Dataset) -> Dataset:
     if settings.loss_options.get("albedo", 0) > 0:
         raise UserError("portraits have no true albedo: leave albedo out of --loss-options, or --portraits")
     observer, definition = _portrait_observer(settings)
+    _require_builtin(definition)
     portraits = load_portraits(settings.portraits, settings.portrait_points, observer.encoder,
                                _geometry(observer.morphable, definition), observer.morphable, settings.log_type,
                                settings.portrait_turns, settings.nthreads)
@@ -277,11 +303,12 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
     if not Path(settings.dataroot).is_dir():
         raise UserError(f"--dataroot {settings.dataroot}: no such folder")
     cls = {"Faces": FolderFaces, "CelebA": CelebACrops, "CelebAMaskHQ": CelebAMaskHQ}[kind]
+    known = [*inspect.signature(cls).parameters][1:]  # the first is the folder
+    for name in settings.dataset_options:
+        if name not in known:
+            raise UserError(f"--dataset-options {name}: of {kind} {', '.join(known)} can be given")
     options = {"train_dev_percent": settings.train_dev_percent, **settings.dataset_options, "split": split}
-    try:
-        return cls(settings.dataroot, **options)
-    except TypeError as error:
-        raise UserError(f"--dataset-options {settings.dataset_options}: {kind} does not take this ({error})") from None
+    return cls(settings.dataroot, **options)
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------
@@ -460,8 +487,7 @@ def build_stage(settings: Any, train_set: Dataset) -> Stage:
 
 def _check_loss_options(settings: Any) -> None:
     """Raises UserError if --loss-options names what is no loss of the stage; before anything takes time."""
-    modules = [importlib.import_module(f"engine.{name}") for name in STAGE_MODULES[settings.stage]]
-    known = list(dict.fromkeys(name for module in modules for name in module.DEFAULT_WEIGHTS))
+    known = list(importlib.import_module(f"engine.{STAGE_MODULES[settings.stage]}").DEFAULT_WEIGHTS)
     unknown = set(settings.loss_options) - set(known) - set(NOT_LOSSES[settings.stage])
     if unknown:
         raise UserError(f"--loss-options: {', '.join(sorted(unknown))} is no loss of --stage {settings.stage}; "
@@ -471,6 +497,8 @@ def _check_loss_options(settings: Any) -> None:
         if not isinstance(value, (int, float)) or not 0 <= value <= most or value == math.inf:
             raise UserError(f"--loss-options {json.dumps({name: value})}: give a number from 0 "
                             f"{'to 1' if most == 1 else 'on'}")
+        if name in NOT_LOSSES["encoder"] and not (isinstance(value, int) and value >= 1):
+            raise UserError(f"--loss-options {json.dumps({name: value})}: give a whole number from 1 on")
 
 
 def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
@@ -486,6 +514,7 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     if decodes and not encoder.knows_codes:
         encoder.learn_codes()
     name, definition = _read_definition(settings, metadata)
+    _require_builtin(definition)
     model = MorphableModel(definition)
     if not (trained or settings.resume):
         prepare_encoder(encoder, *mean_ground_truth(train_set))
@@ -494,6 +523,13 @@ def _encoder_stage(settings: Any, train_set: Dataset) -> Stage:
     weights = dict(settings.loss_options)
     extra = {key: weights.pop(key) for key in NOT_LOSSES["encoder"] if key in weights}
     return EncoderStage(encoder, AlbedoDecoder(), geometry, renderer, weights, name, **extra)
+
+
+def _require_builtin(definition: Any) -> None:
+    """UserError for a definition other than that of the faces that the encoder learns from."""
+    if definition.albedo_mean is None:  # known for the built-in model only
+        raise UserError("--stage encoder learns from built-in faces, whose true shapes are the built-in model's: use "
+                        "--definition builtin, and where it starts from an encoder (--3dmm-ckpt), one of that model")
 
 
 def _geometry(model: MorphableModel, definition: Any):
@@ -542,6 +578,10 @@ def _inpainter_stage(settings: Any, train_set: Dataset) -> Stage:
     completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=1)
     weights, options = _completion_losses(settings)
     weights = {"symmetry": 0.1 * settings.is_using_symmetry, "image": 1.0 * settings.is_using_recon, **weights}
+    if model.uv_layout != BUILTIN_LAYOUT and "albedo" in train_set[0]:
+        warning("the true albedo of built-in faces lies on the built-in model's UV map, not on that of this "
+                "morphable model: the loss hidden_albedo is left out")
+        weights["hidden_albedo"] = 0.0
     if settings.teacher_ckpt:
         options["teacher"] = fold_for_inference(_known_network(settings.teacher_ckpt, "--teacher-ckpt").on(model))
     return InpainterStage(completion, PyramidDiscriminator(), weights, use_confidence=settings.use_conf,
@@ -610,15 +650,14 @@ def _new_refiner(settings: Any) -> torch.nn.Module:
 
 def _image_stage(settings: Any, train_set: Dataset) -> Stage:
     from engine.image_stage import ImageStage
-    from models.completion import FaceCompletion
     from models.discriminator import PyramidDiscriminator
     from models.image_completion import ImageInpainter
+    from models.layers import fold_for_inference
     from models.weights import load_image_inpainter, load_occlusion
-    encoder, model, _ = _load_geometry(settings)
     network = load_image_inpainter(settings.inpainter2d_ckpt) if settings.finetune else ImageInpainter()
-    completion = FaceCompletion(encoder, network, model, occlusion=load_occlusion(settings.occ_ckpt)[0], iterations=1)
+    occlusion = fold_for_inference(load_occlusion(settings.occ_ckpt)[0].eval())
     weights, options = _completion_losses(settings)
-    return ImageStage(completion, PyramidDiscriminator(), weights, **options)
+    return ImageStage(network, PyramidDiscriminator(), occlusion, weights, **options)
 
 
 def _completion_losses(settings: Any) -> tuple[dict[str, float], dict[str, Any]]:

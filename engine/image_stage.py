@@ -8,17 +8,16 @@ from torch import Tensor, nn
 
 from engine import losses as L
 from engine import report
-from engine.inpainter_stage import InpainterStage
+from engine.inpainter_stage import FillingStage
 from engine.stage import Autocast
 from models.blending import blend
-from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion
 
-DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.0, "image": 1.0, "gan": 0.0, "perceptual": 0.0, "hidden_albedo": 0.0}
+DEFAULT_WEIGHTS = {"albedo": 1.0, "image": 1.0, "gan": 0.0, "perceptual": 0.0, "critic": 1.0, "penalty": 10.0}
 
 
-class ImageStage(InpainterStage):
-    """`models.image_completion.ImageInpainter` as completion.inpainter; other arguments as of `InpainterStage`.
+class ImageStage(FillingStage):
+    """A `models.image_completion.ImageInpainter`, and the frozen occlusion net; other arguments as of `FillingStage`.
 
     The loss "albedo" is here the distance of the network's picture from the true one on the face, hidden pixels
     weighted as hidden texels are there; "image" that of the completed picture.
@@ -26,9 +25,10 @@ class ImageStage(InpainterStage):
 
     name = "inpainter2d"
 
-    def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
+    def __init__(self, network: nn.Module, discriminator: nn.Module, occlusion: nn.Module,
                  weights: Mapping[str, float] | None = None, **options: Any):
-        super().__init__(completion, discriminator, {**DEFAULT_WEIGHTS, **(weights or {})}, **options)
+        super().__init__(network, discriminator, occlusion, {**DEFAULT_WEIGHTS, **(weights or {})},
+                         frozen={"occlusion": occlusion}, **options)
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Those of the picture and the completed picture (see the class), for `engine.stage.Stage.losses`."""
@@ -43,7 +43,7 @@ class ImageStage(InpainterStage):
         return self._judge(losses, completed, image, face, autocast, step)
 
     def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
-        return ImageCompletion(inpainter, self.completion.occlusion)(image, hole)
+        return ImageCompletion(inpainter, self.occlusion)(image, hole)
 
     def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces: masked, completed, original."""

@@ -48,81 +48,36 @@ class Examples(NamedTuple):
     occluder: Tensor
 
 
-class InpainterStage(Stage):
-    """The inpainter and the discriminator that it is trained against.
+class FillingStage(Stage):
+    """A network that fills holes, and the discriminator that it is trained against: what its kinds have in common.
 
-    completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
-    frozen occlusion net. hole_weight, rectangles, covered_occluders, augmentation, gan_start: see the constants (with
-    weight gan 0 adversarial losses never count). albedo_kind, image_kind: "l1", "l2" or "l21". perceptual:
-    `engine.losses.PerceptualLoss`, if its weight is not 0.
-    teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
-    Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
+    occlusion: the frozen net that labels data without labels, or None. weights: of all losses. hole_weight, rectangles,
+    covered_occluders, augmentation, gan_start: see the constants (with weight gan 0 adversarial losses never count).
+    albedo_kind, image_kind: "l1", "l2" or "l21". perceptual: `engine.losses.PerceptualLoss`, if its weight is not 0.
     windowed: learn from the centre 224 px window of each crop, as the paper does, instead of all of it.
     """
 
-    name, metric, higher_is_better = "inpainter", "psnr", True
+    metric, higher_is_better = "psnr", True
     validation_items = 64
     gradient_clip = 10.0
 
-    def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
-                 weights: Mapping[str, float] | None = None, *, albedo_kind: str = "l1", image_kind: str = "l1",
-                 use_confidence: bool = True, gan_start: int = GAN_START, hole_weight: float = HOLE_WEIGHT,
+    def __init__(self, network: nn.Module, discriminator: nn.Module, occlusion: nn.Module | None,
+                 weights: Mapping[str, float], *, frozen: Mapping[str, nn.Module], albedo_kind: str = "l1",
+                 image_kind: str = "l1", gan_start: int = GAN_START, hole_weight: float = HOLE_WEIGHT,
                  rectangles: float = RECTANGLES, covered_occluders: float = COVERED_OCCLUDERS,
-                 augmentation: float = AUGMENTATION, perceptual: nn.Module | None = None,
-                 teacher: nn.Module | None = None, windowed: bool = False):
-        inpainter, completion.inpainter = completion.inpainter, nn.Identity()
-        completion.one_by_one = False
-        weights = {**DEFAULT_WEIGHTS, **(weights or {})}
-        others = {"perceptual": perceptual, "teacher": teacher}
-        frozen = {"completion": completion, **{name: part for name, part in others.items() if part is not None}}
+                 augmentation: float = AUGMENTATION, perceptual: nn.Module | None = None, windowed: bool = False):
         critics = {"discriminator": discriminator} if weights["gan"] > 0 else {}
-        super().__init__({self.name: inpainter}, weights, critics=critics, frozen=frozen)
-        self.completion, self.perceptual, self.teacher, self.gan_start = completion, perceptual, teacher, gan_start
+        super().__init__({self.name: network}, weights, critics=critics, frozen=frozen)
+        if perceptual is not None:
+            self.frozen["perceptual"] = perceptual
+        self.occlusion, self.perceptual, self.gan_start = occlusion, perceptual, gan_start
         self.hole_weight, self.rectangles = hole_weight, rectangles
         self.covered_occluders, self.augmentation = covered_occluders, augmentation
-        self.albedo_kind, self.image_kind, self.use_confidence = albedo_kind, image_kind, use_confidence
-        self.windowed = windowed
+        self.albedo_kind, self.image_kind, self.windowed = albedo_kind, image_kind, windowed
 
-    def metadata(self):
-        return {"uv_layout": self.completion.morphable.uv_layout}
-
-    def losses(self, batch, rngs, autocast: Autocast, step: int):
-        """Those of DEFAULT_WEIGHTS with a weight and a truth; second, what the discriminator learns from."""
-        image, face, hole, albedo, _ = self._examples(batch, rngs, autocast)
-        with torch.no_grad(), autocast():
-            factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))
-            target = self.completion.albedo(image, factors.positions, factors.uv_shade)
-            on_face = self.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
-        visible, known = factors.uv_visible.float(), factors.uv_seen & on_face
-        with autocast():
-            inpainted = self._inpainter(self.networks, batch)(factors.albedo_in, visible)
-        output, confidence = inpainted.albedo.float(), inpainted.confidence.float() if self.use_confidence else None
-        weight = known * (1 + self.hole_weight * (1 - visible))
-        losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
-        if self.weights["symmetry"] > 0:
-            losses["symmetry"] = L.guard_pixel(L.symmetry_loss(output, visible, mirror_uv, confidence))
-        if self.teacher is not None:
-            with torch.no_grad(), autocast():
-                wanted = self.teacher(factors.albedo_in, visible).albedo.float()
-            everywhere = self.completion.renderer.uv_mask * (1 + self.hole_weight * (1 - visible))
-            losses["teacher"] = L.guard_pixel(L.pixel_loss(output, wanted, mask=everywhere))
-        if self.weights["hidden_albedo"] > 0 and albedo is not None:
-            losses["hidden_albedo"] = L.guard_pixel(self._hidden_albedo_loss(output, target, known, albedo))
-        return self._image_losses(losses, output, factors, image, face, hole, autocast, step)
-
-    def _image_losses(self, losses: dict[str, Tensor], output: Tensor, factors: Any, image: Tensor, face: Tensor,
-                      hole: Tensor, autocast: Autocast, step: int):
-        """Adds what is measured on the completed image; the second result is what the discriminator learns from.
-
-        Not weighted by the uncertainty (the paper's pixel losses are): it belongs to texels, and weighs them already.
-        """
-        if not (self._adversarial(step) or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
-            return losses, None
-        rendered, coverage = self.completion.render_face(output, factors.uv_shade, factors.raster)
-        completed = blend(image, hole & coverage, rendered, (coverage & face & ~hole).float())
-        if self.weights["image"] > 0:
-            losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
-        return self._judge(losses, completed, image, face, autocast, step)
+    def frozen_networks(self) -> list[nn.Module]:
+        features = None if self.perceptual is None else self.perceptual.features
+        return [network for network in (self.occlusion, features) if network is not None]
 
     def _judge(self, losses: dict[str, Tensor], completed: Tensor, image: Tensor, face: Tensor, autocast: Autocast,
                step: int):
@@ -136,11 +91,6 @@ class InpainterStage(Stage):
             scores = self.critics["discriminator"](completed)
         losses["gan"] = L.guard_gan(L.hinge_generator_loss([score.float() for score in scores]))
         return losses, (image, completed.detach())
-
-    def frozen_networks(self) -> list[nn.Module]:
-        features = None if self.perceptual is None else self.perceptual.features
-        networks = [self.completion.encoder, self.completion.occlusion, features, self.teacher]
-        return [network for network in networks if network is not None]
 
     def _adversarial(self, step: int) -> bool:
         return self.weights["gan"] > 0 and step >= self.gan_start
@@ -188,32 +138,19 @@ class InpainterStage(Stage):
         if "labels" in batch:
             return image, self._part(batch["labels"][:, None]).long()
         with torch.no_grad(), autocast():
-            return image, self.completion.occlusion(image).argmax(1, keepdim=True)
+            return image, self.occlusion(image).argmax(1, keepdim=True)
 
     def _part(self, crops: Tensor) -> Tensor:
         """What is learnt from of aligned crops (B, C, 256, 256)."""
         return window(crops) if self.windowed else crops
 
     def _inpainter(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Any]) -> nn.Module:
-        """What completes the albedo of this batch: (albedo, visible) -> Inpainting."""
+        """What fills the holes of this batch: what `_complete` takes."""
         return networks[self.name]
 
-    def _hidden_albedo_loss(self, output: Tensor, target: Tensor, known: Tensor, albedo: Tensor) -> Tensor:
-        """L1 to the true albedo (B, 3, 192, 256), in [0, 1], on the face's texels that the photo does not show."""
-        area = known.sum((2, 3), keepdim=True)
-        seen = ((target + 1) * known).sum((2, 3), keepdim=True)
-        gain = seen / (albedo * known).sum((2, 3), keepdim=True).clamp(min=1e-3)
-        usable = (area > 0.05 * known[0].numel()) & self.completion.renderer.uv_mask
-        wanted = (albedo * gain.clamp(0.2, 5) - 1).clamp(-1, 1)
-        return L.pixel_loss(output, wanted, mask=usable & ~known)
-
-    def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
-        """The whole completion with this inpainter."""
-        self.completion.inpainter = inpainter
-        try:
-            return self.completion(image, hole)
-        finally:
-            self.completion.inpainter = nn.Identity()
+    def _complete(self, inpainter: Any, image: Tensor, hole: Tensor) -> Any:
+        """The whole completion with what `_inpainter` returns; its `output` is the picture."""
+        raise NotImplementedError
 
     def _held_out(self, batch, rngs: Sequence[np.random.Generator], autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Whole images and the holes of evaluation: rectangles on the face."""
@@ -234,6 +171,91 @@ class InpainterStage(Stage):
     def score(self, statistics: Tensor) -> dict[str, float]:
         psnr, error, hidden, images = statistics.tolist()
         return {"psnr": psnr / images, "hole_error": error / max(hidden, 1)}
+
+
+class InpainterStage(FillingStage):
+    """The inpainter of the albedo.
+
+    completion: FaceCompletion with the frozen encoder, the inpainter to be trained and, for data without labels, the
+    frozen occlusion net. use_confidence: weigh pixel losses by the predicted uncertainty.
+    teacher: a trained inpainter that this one imitates (after Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015): a narrow one learns from it what it would take much longer to learn from pictures.
+    Other arguments as of `FillingStage`.
+    """
+
+    name = "inpainter"
+
+    def __init__(self, completion: FaceCompletion, discriminator: nn.Module,
+                 weights: Mapping[str, float] | None = None, *, use_confidence: bool = True,
+                 teacher: nn.Module | None = None, **options: Any):
+        inpainter, completion.inpainter = completion.inpainter, nn.Identity()
+        completion.one_by_one = False
+        frozen = {"completion": completion, **({} if teacher is None else {"teacher": teacher})}
+        super().__init__(inpainter, discriminator, completion.occlusion, {**DEFAULT_WEIGHTS, **(weights or {})},
+                         frozen=frozen, **options)
+        self.completion, self.use_confidence, self.teacher = completion, use_confidence, teacher
+
+    def metadata(self):
+        return {"uv_layout": self.completion.morphable.uv_layout}
+
+    def losses(self, batch, rngs, autocast: Autocast, step: int):
+        """Those of DEFAULT_WEIGHTS with a weight and a truth; second, what the discriminator learns from."""
+        image, face, hole, albedo, _ = self._examples(batch, rngs, autocast)
+        with torch.no_grad(), autocast():
+            factors = self.completion.factor(image, hole, face=visible_face(face.float(), hole))
+            target = self.completion.albedo(image, factors.positions, factors.uv_shade)
+            on_face = self.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
+        visible, known = factors.uv_visible.float(), factors.uv_seen & on_face
+        with autocast():
+            inpainted = self._inpainter(self.networks, batch)(factors.albedo_in, visible)
+        output, confidence = inpainted.albedo.float(), inpainted.confidence.float() if self.use_confidence else None
+        weight = known * (1 + self.hole_weight * (1 - visible))
+        losses = {"albedo": L.guard_pixel(L.albedo_loss(output, target, weight, confidence, self.albedo_kind))}
+        if self.weights["symmetry"] > 0:
+            losses["symmetry"] = L.guard_pixel(L.symmetry_loss(output, visible, mirror_uv, confidence))
+        if self.teacher is not None:
+            with torch.no_grad(), autocast():
+                wanted = self.teacher(factors.albedo_in, visible).albedo.float()
+            everywhere = self.completion.renderer.uv_mask * (1 + self.hole_weight * (1 - visible))
+            losses["teacher"] = L.guard_pixel(L.pixel_loss(output, wanted, mask=everywhere))
+        if self.weights["hidden_albedo"] > 0 and albedo is not None:
+            losses["hidden_albedo"] = L.guard_pixel(self._hidden_albedo_loss(output, target, known, albedo))
+        return self._image_losses(losses, output, factors, image, face, hole, autocast, step)
+
+    def _image_losses(self, losses: dict[str, Tensor], output: Tensor, factors: Any, image: Tensor, face: Tensor,
+                      hole: Tensor, autocast: Autocast, step: int):
+        """Adds what is measured on the completed image; the second result is what the discriminator learns from.
+
+        Not weighted by the uncertainty (the paper's pixel losses are): it belongs to texels, and weighs them already.
+        """
+        if not (self._adversarial(step) or self.weights["image"] > 0 or self.weights["perceptual"] > 0):
+            return losses, None
+        rendered, coverage = self.completion.render_face(output, factors.uv_shade, factors.raster)
+        completed = blend(image, hole & coverage, rendered, (coverage & face & ~hole).float())
+        if self.weights["image"] > 0:
+            losses["image"] = L.guard_pixel(L.image_loss(completed, image, face, self.image_kind))
+        return self._judge(losses, completed, image, face, autocast, step)
+
+    def frozen_networks(self) -> list[nn.Module]:
+        others = [self.completion.encoder, *([] if self.teacher is None else [self.teacher])]
+        return [*super().frozen_networks(), *others]
+
+    def _hidden_albedo_loss(self, output: Tensor, target: Tensor, known: Tensor, albedo: Tensor) -> Tensor:
+        """L1 to the true albedo (B, 3, 192, 256), in [0, 1], on the face's texels that the photo does not show."""
+        area = known.sum((2, 3), keepdim=True)
+        seen = ((target + 1) * known).sum((2, 3), keepdim=True)
+        gain = seen / (albedo * known).sum((2, 3), keepdim=True).clamp(min=1e-3)
+        usable = (area > 0.05 * known[0].numel()) & self.completion.renderer.uv_mask
+        wanted = (albedo * gain.clamp(0.2, 5) - 1).clamp(-1, 1)
+        return L.pixel_loss(output, wanted, mask=usable & ~known)
+
+    def _complete(self, inpainter: nn.Module, image: Tensor, hole: Tensor):
+        """The whole completion with this inpainter."""
+        self.completion.inpainter = inpainter
+        try:
+            return self.completion(image, hole)
+        finally:
+            self.completion.inpainter = nn.Identity()
 
     def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces: masked, albedo in, albedo out, completed, original."""

@@ -37,8 +37,9 @@ def build_optimiser(method: str, options: Mapping[str, Any], parameters: Iterabl
     chosen = dict(PUBLISHED_OPTIMISER) if method.lower() in ("adam", "adamw") else {}
     if chosen and not {"foreach", "differentiable"} & set(options):
         chosen["fused"] = True  # one pass over the memory, four times as fast, also on a CPU
+    if "lr" in options:
+        raise UserError("--optim-options lr: the learning rate is what --learning-rate says; leave lr out")
     chosen.update(options)
-    chosen.pop("lr", None)
     try:
         if "betas" in chosen:
             chosen["betas"] = tuple(chosen["betas"])
@@ -107,6 +108,12 @@ class MovingAverage:
         for name, network in networks.items():
             averaged, current = list(self.networks[name].parameters()), list(network.parameters())
             torch._foreach_lerp_(averaged, [p.detach() for p in current], weight)
+        self.copy_buffers(networks)
+
+    @torch.no_grad()
+    def copy_buffers(self, networks: Mapping[str, nn.Module]) -> None:
+        """Takes over the buffers of `networks`."""
+        for name, network in networks.items():
             for mine, theirs in zip(self.networks[name].buffers(), network.buffers()):
                 mine.copy_(theirs)
 

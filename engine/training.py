@@ -1,4 +1,4 @@
-"""The training loop of all three stages; `train(settings)` is what ``main.py`` calls.
+"""The training loop of all stages; `train(settings)` is what ``main.py`` calls.
 
 A run's folder holds ``last.pth`` and ``best.pth`` (complete: networks, moving averages, optimisers, gradient scaler,
 random states, step, epoch, place within the epoch, clock, settings), the settings in a form that ``--config`` reads
@@ -9,8 +9,10 @@ schedule or a limit in minutes follows the clock and so cannot repeat bit for bi
 CPU. N processes with batches of B faces train as one with batches of N B would, up to rounding, except for batch
 normalisation, whose statistics are each process' own.
 
-A step whose loss or gradient is not finite changes nothing: it ends the run, or with `skip_bad_steps` is left out, and
-in both cases ``bad_batches/`` in the run's folder gets the batch that caused it.
+A step whose loss or gradient is not finite ends the run, or with `skip_bad_steps` is left out. On the CPU, and with
+`skip_bad_steps` anywhere, it changes nothing, and ``bad_batches/`` in the run's folder gets the batch that caused it.
+On a GPU the losses are looked at every 20 steps only, so the run ends up to 19 steps later, mostly without the batch.
+Wherever it is, no checkpoint is written of networks that are not finite.
 """
 from __future__ import annotations
 
@@ -103,7 +105,8 @@ class Trainer:
         self.schedule = LearningRate(options.scheduler_method, options.scheduler_options)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.precision == "fp16")
         self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
-        self.step = self.epoch = self.position = 0
+        self.step = self.epoch = 0
+        self.seen = 0  # faces of this epoch that steps have taken, by all processes together
         self.saved_step = -1  # the step that last.pth holds
         self.elapsed = 0.0
         self.skipped = self.skipped_in_row = 0  # steps with a loss or gradient that was not finite
@@ -153,6 +156,7 @@ class Trainer:
         try:
             if self.saved_step != self.step:
                 if self.interrupted:
+                    self._require_finite()
                     self._save("last.pth")  # before the scores, which whoever stops the run may not wait for
                 self._validate_and_save()
         finally:
@@ -167,38 +171,37 @@ class Trainer:
     def _progress(self) -> float:
         """The share of the run that is done, by whichever limit is closest."""
         o = self.options
-        batches = self._batches_per_epoch()
-        shares = [(self.epoch + self.position / batches) / o.epochs]
+        faces = len(self.train_set) // self._step_faces() * self._step_faces()  # what is left over counts as no step
+        shares = [(self.epoch + self.seen / faces) / o.epochs]
         if o.max_steps:
             shares.append(self.step / o.max_steps)
         if o.max_minutes:
             shares.append(self.elapsed / (60 * o.max_minutes))
         return min(1.0, max(shares))
 
-    def _batches_per_epoch(self) -> int:
-        """Micro-batches of this process in one epoch: a whole number of optimiser steps, in which no face is twice."""
-        o = self.options
-        steps = len(self.train_set) // (self.world.size * o.batch_size * o.accumulate)
-        return steps * o.accumulate
+    def _step_faces(self) -> int:
+        """Faces of one step of all processes; the training set has as many at least."""
+        return self.world.size * self.options.batch_size * self.options.accumulate
 
     def _train_epoch(self) -> None:
-        remaining = self._batches_per_epoch() - self.position
-        self.sampler.begin(self.epoch, self.position * self.options.batch_size)
+        epoch = self.epoch
+        self.sampler.begin(epoch, self.seen // self.world.size)
         batches = (self.resident.batches(self.sampler, self.options.batch_size) if self.resident
                    else iter(self._loader(self.train_set, self.sampler)))
-        while remaining > 0 and not self._finished():
+        while self.epoch == epoch and not self._finished():
             self._train_step([next(batches) for _ in range(self.options.accumulate)])
-            self.position += self.options.accumulate
-            remaining -= self.options.accumulate
             self.step += 1
+            self._count_seen(self._step_faces())
             if self.world.size == 1:  # several processes agree in their next look at the losses
                 self.interrupted = self.interrupted or self._asked_to_stop
-            if remaining == 0:
-                self.epoch, self.position = self.epoch + 1, 0
             if self.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
                 self._validate_and_save()
-        if remaining == 0 and self.position:  # resumed at an epoch's very end, from a file of version 1
-            self.epoch, self.position = self.epoch + 1, 0
+
+    def _count_seen(self, faces: int) -> None:
+        """Adds to the faces seen; if too few are left for a step in which none comes twice, the next epoch begins."""
+        self.seen += faces
+        if self.seen + self._step_faces() > len(self.train_set):
+            self.epoch, self.seen = self.epoch + 1, 0
 
     def _train_step(self, batches: list[dict]) -> None:
         """One step of all optimisers from `accumulate` micro-batches."""
@@ -335,6 +338,9 @@ class Trainer:
     def _validate_and_save(self) -> None:
         """Scores the moving average on held-out data, then writes last.pth and, if it improved, best.pth."""
         distributed.synchronise_buffers(self.stage.networks.values(), self.world)
+        if self.average:
+            self.average.copy_buffers(self.stage.networks)  # or each process would validate statistics of its own
+        self._require_finite()
         self.scores = self.validate()
         measure = self.scores[self.stage.metric]
         better = self.best is None or (measure > self.best if self.stage.higher_is_better else measure < self.best)
@@ -354,6 +360,13 @@ class Trainer:
                 for name, value in self.scores.items():
                     self.writer.add_scalar(f"held_out/{name}", value, self.step)
                 self.writer.add_image("pictures", pictures, self.step)
+
+    def _require_finite(self) -> None:
+        """UserError if weights, averages or optimisers are not finite: a step since the last look may have been bad."""
+        bad = checkpoints.not_finite(self.options.folder, self.state())
+        if bad:
+            raise UserError(f"training stopped at step {self.step}: {bad} is not finite; lower --learning-rate, use "
+                            f"--precision fp32 or --skip-bad-steps{self._last_good()}")
 
     def _save(self, name: str) -> None:
         """Writes a checkpoint of the present moment into the run's folder, in the main process."""
@@ -419,7 +432,9 @@ class Trainer:
                 "networks": states(self.stage.networks), "critics": states(self.stage.critics),
                 "averages": states(self.average.networks) if self.average else {},
                 "optimisers": states(self.optimisers), "rates": dict(self.rates), "scaler": self.scaler.state_dict(),
-                "random": random_states(), "step": self.step, "epoch": self.epoch, "position": self.position,
+                "random": random_states(), "step": self.step, "epoch": self.epoch,
+                "position": self.seen // (self.world.size * self.options.batch_size),  # for programs without "seen"
+                "seen": self.seen, "processes": self.world.size,
                 "elapsed": self.elapsed, "best": self.best, "scores": dict(self.scores),
                 "skipped": self.skipped,
                 "settings": self.options.settings, "metadata": self.stage.metadata()}
@@ -445,23 +460,36 @@ class Trainer:
             raise UserError(f"{path}: does not fit this run's networks: {first_lines}") from None
         if not update_rate:
             self.rates = dict(state["rates"])
-        self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
+        self.step, self.epoch, self.seen = state["step"], state["epoch"], 0
+        self._count_seen(self._seen_before(state))
         self.elapsed, self.scores, self.skipped = state["elapsed"], dict(state["scores"]), state.get("skipped", 0)
         self.best = self._find_best(Path(path), state.get("best"))
         self.stage.restore(state.get("metadata") or {})
         restore_random_states(state["random"])
         self.saved_step = self.step
-        self._tell_changes(dict(state.get("settings") or {}))
+        self._tell_changes(dict(state.get("settings") or {}), state.get("processes", self.world.size))
 
-    def _tell_changes(self, before: Mapping[str, Any]) -> None:
+    def _seen_before(self, state: Mapping[str, Any]) -> int:
+        """The faces of its epoch that a checkpoint's run has taken, rounded up so that all processes go on at a place.
+
+        Older checkpoints tell the batches of each process alone; they count as of as many processes as this run has.
+        """
+        if "seen" not in state:
+            batch_size = dict(state["settings"]).get("batch_size", self.options.batch_size)
+            return state["position"] * batch_size * self.world.size
+        return -(-state["seen"] // self.world.size) * self.world.size
+
+    def _tell_changes(self, before: Mapping[str, Any], processes: int) -> None:
         """Warns of settings that decide what is learnt and are not those of the run that is continued.
 
-        But for what only its start needed, and what the checkpoint's optimisers bring along.
+        But for what only its start needed, and what the checkpoint's optimisers bring along. processes: that it had.
         """
         now = self.options.settings
         names = set(config.LEARNING + config.LEARNT_FROM) - {"finetune", "learning_rate", "optim_options"}
         changes = [f"{config.flag_of(name)} {now[name]} (was {before[name]})" for name in sorted(names)
                    if name in before and name in now and before[name] != now[name]]
+        if processes != self.world.size:
+            changes.append(f"{self.world.size} processes (was {processes})")
         if changes and self.world.is_main:
             warning(f"the run goes on with other settings than before: {', '.join(changes)}")
 
@@ -578,6 +606,8 @@ def train(settings: Any) -> dict[str, float]:
     with distributed.joined(build.choose_device(settings)) as world:
         seed_everything(settings.manual_seed)
         options = options_from(settings)
+        if world.is_main:
+            build.tell_ignored(settings)
         with own_folder(options.folder, world):
             train_set, validation_set = build.build_training_data(settings)
             trainer = Trainer(build.build_stage(settings, train_set), train_set, validation_set, options, world)

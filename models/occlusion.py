@@ -75,8 +75,7 @@ class OcclusionNet(nn.Module):
         """Label probabilities (B, 3, H, W) as of the net itself, and where occlusion is rather hair, (B, 1, H, W) bool:
         nowhere if the net does not know it. In one pass.
         """
-        logits, odds = self.scores(image)
-        return logits.softmax(dim=1), torch.zeros_like(image[:, :1], dtype=torch.bool) if odds is None else odds > 0
+        return self(image, hair=True)  # through the call, which alone is compiled with --compile
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Scores (B, 3, H, W) before the softmax, float32 under autocast; raises ValueError below 32 pixels."""
@@ -127,5 +126,9 @@ class OcclusionNet(nn.Module):
             decoded.append(stage(decoded[-1], maps.pop()))
         return decoded[1:]
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.logits(image).softmax(dim=1)
+    def forward(self, image: torch.Tensor, hair: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The label probabilities; hair: and what `with_hair` returns besides."""
+        if not hair:
+            return self.logits(image).softmax(dim=1)
+        logits, odds = self.scores(image)
+        return logits.softmax(dim=1), torch.zeros_like(image[:, :1], dtype=torch.bool) if odds is None else odds > 0

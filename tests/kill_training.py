@@ -215,7 +215,7 @@ def compare(whole, run: Path) -> None:
     assert expected.keys() == found.keys()
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert not different, f"other than without kills: {different}"
-    places = (state["step"], state["epoch"], state["position"]), (whole.step, whole.epoch, whole.position)
+    places = (state["step"], state["epoch"], state["seen"]), (whole.step, whole.epoch, whole.seen)
     assert places[0] == places[1], f"the runs ended at different places (step, epoch, position): {places}"
     assert state["scores"] == whole.scores, (state["scores"], whole.scores)
     partial = [path.name for path in run.iterdir() if path.suffix == ".tmp"]

@@ -254,7 +254,7 @@ def test_training_checkpoints_are_checked(tmp_path):
         message = _error(checkpoints.check_training, "a.pth", {**whole, name: None})
         assert f"entry {name} is missing" in message
     broken = {**whole, "optimisers": {"main": {"state": {0: {"exp_avg": torch.tensor([float("inf")])}}}}}
-    assert "exp_avg of its optimisers is not finite" in _error(checkpoints.check_training, "a.pth", broken)
+    assert "exp_avg of the optimisers is not finite" in _error(checkpoints.check_training, "a.pth", broken)
 
 
 def test_shipped_weights_match_their_sums():

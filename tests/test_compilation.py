@@ -68,6 +68,19 @@ def test_every_network_of_a_completion_is_compiled(asked):
     assert asked == []
 
 
+@pytest.mark.parametrize("look", [OcclusionNet.__call__, OcclusionNet.with_hair])
+def test_every_look_at_occlusion_is_compiled(monkeypatch, look):
+    """Only the network's call is."""
+    calls = []
+    monkeypatch.setattr(compilation, "require_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda call, **options: lambda *arguments, **keywords: (
+        calls.append(call), call(*arguments, **keywords))[1])
+    network = OcclusionNet(knows_hair=True).eval()
+    compilation.compile_networks(network)
+    look(network, torch.zeros(1, 3, 32, 32))
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("name", ["encoder", "occlusion", "inpainter"])
 def test_every_network_that_trains_is_compiled_but_the_discriminator(asked, tmp_path, name):
     stage = make_stage(name)

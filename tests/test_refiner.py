@@ -251,7 +251,7 @@ def test_training_lowers_the_loss(kind):
         batch = {"name": ["face_0", "face_1"]}
         assert stage._inpainter(stage.networks, batch).prior.linear.choice == [0, 1]
     else:
-        stage = ImageStage(small_completion(ImageInpainter()), nn.Identity())
+        stage = ImageStage(ImageInpainter(), nn.Identity(), SmallOcclusion())
     before, after = improvement(stage)
     assert after < 0.95 * before
 

@@ -215,6 +215,20 @@ def test_a_skipped_step_changes_nothing(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_bad_step_yet_unseen_is_never_saved(tmp_path, stopped):
+    """Between two looks at the losses, as on a GPU: at a checkpoint, and at a Ctrl-C before the next look."""
+    trainer = make_trainer(tmp_path, make_stage("occlusion"), checkpoint_minutes=1e9 if stopped else 0.0, max_steps=9)
+    trainer.look_every = 100
+    poison(trainer, {1}, "gradient")
+    if stopped:
+        make_trainer(tmp_path, make_stage("occlusion"), max_steps=1).run()
+        interrupt_second_step(trainer)
+    with pytest.raises(UserError, match=r"step 2: .* of the networks is not finite; .*the last good state is"):
+        trainer.run()
+    assert {checkpoints.load(tmp_path / name)["step"] for name in ("last.pth", "best.pth")} == {1}
+
+
 def test_skipping_ends_when_nothing_is_good(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "MOST_SKIPPED", 3)
     monkeypatch.setattr(training, "MOST_BAD_BATCHES", 2)

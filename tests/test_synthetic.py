@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +18,13 @@ import torch
 from datasets.synthetic import CachedFaces, SyntheticFaces, write_cache
 from datasets.synthetic import cache as cache_module
 from datasets.synthetic import lighting as synthetic_lighting
+from datasets.synthetic.__main__ import main
 from datasets.synthetic.atlas import Atlas
 from datasets.synthetic.generator import sample_identity, streams
 from datasets.synthetic.pose import crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
 from utils import files
 from utils.errors import UserError
+from utils.logging import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"image": (3, 256, 256), "labels": (256, 256), "shape": (228,), "scale": (), "pose": (5,), "light": (27,),
@@ -201,6 +207,13 @@ def test_cache_equals_rendering(small_cache):
         assert_same(cached[index], direct[index])
 
 
+def test_a_cache_that_is_read_holds_no_file_open(small_cache):
+    cached = CachedFaces(small_cache)
+    before = len(os.listdir("/dev/fd"))
+    assert len({cached[index]["name"] for index in range(len(cached))}) == 3
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_cache_is_resumed(small_cache, monkeypatch):
     kept = (small_cache / "shard_00000" / "image.npy").stat().st_mtime_ns
     settings = json.loads((small_cache / "cache.json").read_text())
@@ -241,6 +254,44 @@ def test_two_writers_of_one_cache_do_not_mix(tmp_path, monkeypatch):
     write_cache(folder, "train", 1, progress=False)
     assert {path.name for path in folder.iterdir()} == {"cache.json", "shard_00000"}
     assert len(CachedFaces(folder)) == 1
+
+
+def die(task):
+    """In place of rendering: what the system does to a process for lack of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_ends_the_writing_in_one_line(tmp_path, monkeypatch):
+    def hang(number, frame):
+        raise TimeoutError
+
+    monkeypatch.setattr(cache_module, "_render_chunk", die)
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(120)
+    try:
+        with pytest.raises(UserError, match="died.*run the command again.*--num-workers"):
+            write_cache(tmp_path, "train", 1, num_workers=1, progress=False)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_workers_render_what_the_main_process_renders(small_cache, tmp_path):
+    write_cache(tmp_path, "train", 3, seed=5, num_workers=2, progress=False)
+    for index in range(3):
+        assert_same(CachedFaces(tmp_path)[index], CachedFaces(small_cache)[index])
+
+
+def test_a_full_disk_is_met_before_a_shard_is_rendered(tmp_path, monkeypatch, capsys):
+    def full(file, start, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(cache_module, "_render_chunk", lambda task: pytest.fail("a face was rendered"))
+    command = ["--output", str(tmp_path), "--count", "1", "--num-workers", "0"]
+    assert run_script(main, command) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: cannot write .*image.npy: No space left on device; make room.*", message)
 
 
 def test_cache_refuses_what_does_not_fit(small_cache, tmp_path):

@@ -24,7 +24,7 @@ from engine.occlusion_stage import OcclusionStage
 from engine.optimisation import LearningRate, MovingAverage, build_optimiser, face_generators, restore_optimiser
 from engine.resident import ResidentItems
 from engine.training import Trainer, TrainingOptions
-from models.completion import FaceCompletion
+from models.completion import FaceCompletion, visible_face
 from models.morphable import MorphableModel
 from utils import checkpoints
 from utils.errors import UserError
@@ -88,12 +88,46 @@ def test_resuming_equals_not_stopping(tmp_path, stage):
     second = make_trainer(tmp_path / "parts", make_stage(stage), **schedule)
     second.restore(tmp_path / "parts" / "last.pth")
     second.run()
-    assert (second.step, second.epoch, second.position) == (whole.step, whole.epoch, whole.position) == (7, 3, 2)
+    assert (second.step, second.epoch, second.seen) == (whole.step, whole.epoch, whole.seen) == (7, 3, 4)
     expected, found = all_tensors(whole), all_tensors(second)
     assert expected.keys() == found.keys() and len(expected) > 8
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
     assert second.scores == whole.scores
+
+
+@pytest.mark.parametrize("written", ["seen", "position"])
+def test_a_run_goes_on_behind_the_faces_it_has_seen(tmp_path, written):
+    """With other batches, faces and processes, and from a file that tells the batches of a process alone."""
+    settings = {"batch_size": 2}
+    make_trainer(tmp_path / "first", make_stage("occlusion"), faces=40, max_steps=15, settings=settings).run()
+    state = checkpoints.load(tmp_path / "first" / "last.pth")
+    assert (state["seen"], state["position"], state["processes"]) == (30, 15, 1)
+    if written == "position":
+        del state["seen"], state["processes"]
+    checkpoints.save(tmp_path / "state.pth", state)
+    for faces, batch_size, accumulate, epoch, seen in ((40, 2, 1, 0, 30), (40, 8, 1, 0, 30), (40, 1, 4, 0, 30),
+                                                       (40, 11, 1, 1, 0), (31, 2, 1, 1, 0), (9, 2, 1, 1, 0)):
+        trainer = make_trainer(tmp_path / "next", make_stage("occlusion"), faces, batch_size=batch_size,
+                               accumulate=accumulate, max_steps=16)
+        trainer.restore(tmp_path / "state.pth")
+        assert (trainer.epoch, trainer.seen) == (epoch, seen)
+        taken = []
+        trainer._train_step = lambda batches: taken.extend(name for batch in batches for name in batch["name"])
+        trainer.run()
+        order = EpochSampler(faces, ALONE, seed=3)
+        order.begin(epoch)
+        assert taken == [f"face_{index}" for index in order][seen:seen + batch_size * accumulate]
+        assert trainer.step == 16
+
+
+def test_another_number_of_processes_is_told_and_no_face_comes_twice(tmp_path, capsys):
+    make_trainer(tmp_path, make_stage("occlusion"), faces=40, max_steps=15).run()
+    options = TrainingOptions(tmp_path, batch_size=1, bar=False, seed=3)
+    again = Trainer(make_stage("occlusion"), SmallFaces(40), SmallFaces(4), options, ALONE)
+    again.world = World(0, 4, ALONE.device)
+    again.restore(tmp_path / "last.pth")
+    assert again.seen == 32 and "4 processes (was 1)" in capsys.readouterr().err
 
 
 def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
@@ -213,15 +247,23 @@ def test_the_papers_recipe_leaves_images_as_they_are():
     assert (changed.hole & ~changed.face).any()
 
 
-def test_hidden_texels_weigh_as_much_as_the_recipe_says():
-    batch, losses = default_collate([SmallFaces(4)[index] for index in range(4)]), []
-    for weight in (0.0, 5.0):
-        torch.manual_seed(0)
-        stage = make_stage("inpainter")
-        stage.hole_weight = weight
-        found, _ = stage.losses(batch, face_generators((0,), range(4)), nullcontext, 0)
-        losses.append(found["albedo"].item())
-    assert losses[0] != losses[1]
+@pytest.mark.parametrize("weight", [0.0, 5.0])
+def test_hidden_texels_weigh_as_much_as_the_recipe_says(weight):
+    """By hand, for an inpainter that says 0 everywhere: the mean error; hidden texels count 1 + weight times in it."""
+    stage, batch = make_stage("inpainter"), default_collate([SmallFaces(4)[index] for index in range(4)])
+    stage.hole_weight, stage.use_confidence = weight, False
+    for parameter in stage.networks["inpainter"].parameters():
+        torch.nn.init.zeros_(parameter)
+    found, _ = stage.losses(batch, face_generators((0,), range(4)), nullcontext, 0)
+    image, face, hole, *_ = stage._examples(batch, face_generators((0,), range(4)), nullcontext)
+    factors = stage.completion.factor(image, hole, face=visible_face(face.float(), hole))
+    on_face = stage.completion.renderer.unwrap(face.float(), factors.positions) > 0.99
+    shown, hidden = (factors.uv_seen & on_face & part for part in (factors.uv_visible, ~factors.uv_visible))
+    error = stage.completion.albedo(image, factors.positions, factors.uv_shade).abs().mean(1, keepdim=True)
+    assert error[shown].mean() != error[hidden].mean()
+    expected = ((error[shown].sum() + (1 + weight) * error[hidden].sum())
+                / (shown.sum() + (1 + weight) * hidden.sum()))
+    assert found["albedo"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_not_a_number_stops_with_step_and_loss(tmp_path):
@@ -386,6 +428,8 @@ def test_learning_rates():
 def test_published_optimiser():
     optimiser = build_optimiser("Adam", {}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
     assert optimiser.defaults["betas"] == (0.5, 0.999) and optimiser.defaults["weight_decay"] == 4e-5
+    with pytest.raises(UserError, match="lr: the learning rate is what --learning-rate says"):
+        build_optimiser("Adam", {"lr": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
     with pytest.raises(UserError, match="optim-options"):
         build_optimiser("Adam", {"momentum": 1}, [torch.nn.Parameter(torch.zeros(1))], 1e-4)
 
@@ -417,6 +461,22 @@ def test_moving_average():
     assert average.networks["layer"].weight.item() == pytest.approx(0.9)
     average.update({"layer": layer}, 100)
     assert average.networks["layer"].weight.item() == pytest.approx(0.95)
+
+
+def test_what_is_validated_has_the_statistics_of_all_processes(tmp_path, monkeypatch):
+    """Beside another process whose buffers are larger by 2, the moving average has the mean of both, too."""
+    trainer, validated = make_trainer(tmp_path, make_stage("occlusion"), max_steps=1), {}
+    trainer.run()
+    network, averaged = trainer.stage.networks["occlusion"], trainer.average.networks["occlusion"]
+    own = network.norm.running_mean.clone()
+    trainer.validate = lambda: validated.update(mean=averaged.norm.running_mean.clone()) or {"mean_iou": 0.5}
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(tensor + 2))
+    trainer.world = World(0, 2, ALONE.device)
+    trainer._validate_and_save()
+    torch.testing.assert_close(validated["mean"], own + 1)
+    saved = checkpoints.load(tmp_path / "last.pth")
+    assert torch.equal(saved["networks"]["occlusion"]["norm.running_mean"], validated["mean"])
+    assert torch.equal(saved["averages"]["occlusion"]["norm.running_mean"], validated["mean"])
 
 
 WORKER = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, settings, small_definition
+from test_config import PUBLISHED
+from test_definition import write_published
 
 from datasets.labels import FACE
 from datasets.masks import random_rectangle
+from datasets.synthetic import write_cache
 from engine import build
 from engine.augmentation import CALM, CENTRE, Similarity
 from engine.encoder_stage import EncoderStage, Geometry, landmark_error, training_holes
@@ -149,6 +153,15 @@ def test_portraits_teach_by_their_picture_but_have_no_true_albedo(monkeypatch, t
         build.build_training_data(config.parse([*arguments, '{"render": 1}'], ""))
 
 
+def test_true_albedo_is_missed_before_training_in_a_cache_without_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.synthetic.cache.SHARD", 1)
+    write_cache(tmp_path, "train", 1, albedo=False, progress=False)
+    arguments = ["--stage", "encoder", "--synthetic-cache", str(tmp_path), "--loss-options"]
+    with pytest.raises(UserError, match="was written without albedo: leave albedo out of --loss-options"):
+        build.build_training_data(config.parse([*arguments, '{"albedo": 1}'], ""))
+    assert "albedo" not in build.build_training_data(config.parse([*arguments, '{"render": 1}'], ""))[0][0]
+
+
 def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
     checkpoints.save_weights(tmp_path / "e.pth", "encoder", Encoder(codes=False).state_dict(), {}, half=False)
     arguments = ["--stage", "encoder", "--finetune", "--3dmm-ckpt", str(tmp_path / "e.pth")]
@@ -157,6 +170,28 @@ def test_decoded_albedo_takes_an_encoder_with_codes(tmp_path):
     arguments += ["--loss-options", '{"render": 1, "albedo_items": 2}']
     decoding = build.build_stage(config.parse(arguments, ""), None)
     assert decoding.networks["encoder"].knows_codes and decoding.albedo_items == 2
+
+
+def test_an_encoder_of_another_model_is_not_taught_by_built_in_faces(tmp_path):
+    write_published(tmp_path / "3DMM_definition")
+    checkpoints.save_weights(tmp_path / "e.pth", "encoder", Encoder().state_dict(),
+                             {"definition": str(tmp_path / "3DMM_definition")}, half=False)
+    folder, encoder = str(tmp_path / "3DMM_definition"), ["--3dmm-ckpt", str(tmp_path / "e.pth")]
+    for arguments in (["--definition", folder], ["--finetune", *encoder]):
+        with pytest.raises(UserError, match="learns from built-in faces.*--definition builtin"):
+            build.build_stage(config.parse(["--stage", "encoder", *arguments], ""), SmallFaces(2))
+    arguments = [*encoder, "--portraits", str(tmp_path), "--dataset-options", '{"length": 2}']
+    with pytest.raises(UserError, match="learns from built-in faces.*--definition builtin"):
+        build.build_training_data(config.parse(["--stage", "encoder", *arguments], ""))
+
+
+@pytest.mark.parametrize("faces, told, weight", [([{"albedo": 0}], True, 0.0), ([{}], False, 0.2)])
+def test_an_inpainter_of_another_model_leaves_out_the_built_in_albedo(monkeypatch, capsys, faces, told, weight):
+    definition = small_definition()
+    monkeypatch.setattr(build, "_load_geometry",
+                        lambda settings: (SmallEncoder(), MorphableModel(definition), definition))
+    stage = build.build_stage(config.parse([], ""), faces)
+    assert ("hidden_albedo is left out" in capsys.readouterr().err) == told and stage.weights["hidden_albedo"] == weight
 
 
 def test_an_inpainter_imitates_its_teacher():
@@ -290,6 +325,50 @@ def test_a_wrong_loss_is_named_before_anything_is_loaded(stage):
                              "--portraits", "missing"], "")
     with pytest.raises(UserError, match=f"beauty is no loss of --stage {stage}; it has"):
         build.build_training_data(settings)
+
+
+def test_the_2d_baseline_needs_the_occlusion_net_alone(monkeypatch):
+    monkeypatch.setattr("models.weights.load_occlusion", lambda path: (OcclusionNet(), {}))
+    arguments = ["--stage", "inpainter2d", "--3dmm-ckpt", "missing", "--definition", "missing", "--loss-options"]
+    stage = build.build_stage(config.parse([*arguments, '{"gan": 0.05}'], ""), None)
+    assert stage.networks.keys() == {"inpainter2d"} and stage.critics.keys() == {"discriminator"}
+    assert stage.weights == {"albedo": 1, "image": 1, "gan": 0.05, "perceptual": 0, "critic": 1, "penalty": 10}
+    assert stage.frozen_networks() == [stage.occlusion]
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in stage.occlusion.modules())
+    for loss in ("symmetry", "hidden_albedo", "teacher"):
+        with pytest.raises(UserError, match=f"{loss} is no loss of --stage inpainter2d"):
+            build.build_stage(config.parse([*arguments, json.dumps({loss: 0.1})], ""), None)
+
+
+@pytest.mark.parametrize("arguments, told", [
+    ("--stage encoder --teacher-ckpt t.pth", "--teacher-ckpt counts for --stage inpainter alone"),
+    ("--dataset-train CelebA --portraits p", "--portraits counts for --dataset-train Synthetic and --stage refiner"),
+    ("--dataset-train CelebA --synthetic-cache c", "--synthetic-cache counts for --dataset-train Synthetic alone"),
+    ("--train-size 128", "--train-size counts for --stage encoder and occlusion alone"),
+    ("--stage inpainter2d --is-using-recon False", "--is-using-recon counts for --stage inpainter alone"),
+    ("--stage refiner --is-using-symmetry False", "--is-using-symmetry counts for --stage inpainter alone"),
+    ("--stage refiner --use-conf False", "--use-conf counts for --stage inpainter alone"),
+    ("--stage refiner --tex-loss l2", "--tex-loss counts for --stage inpainter and inpainter2d alone"),
+    ("--portraits p --portrait-turns 0", "--portrait-turns counts for --stage encoder alone"),
+    ("--stage refiner --dataset-train Faces --portraits p", None), ("--stage inpainter2d --recon-loss l2", None),
+    ("--stage encoder --train-size 128 --portraits p --portrait-points p.json --synthetic-cache c", None),
+    ("--teacher-ckpt t.pth --is-using-recon False --use-conf False --is-using-frecon", None)])
+def test_options_without_effect_are_told(capsys, arguments, told):
+    build.tell_ignored(config.parse(arguments.split(), ""))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == (told is not None) and (not told or f"warning: {told}" in warnings[0])
+
+
+@pytest.mark.parametrize("stage", build.STAGE_MODULES)
+def test_files_with_all_options_are_no_noise(tmp_path, capsys, stage):
+    (tmp_path / "published.txt").write_text(PUBLISHED)
+    config.defaults().write(tmp_path / "all.txt")
+    root = Path(__file__).parents[1]
+    for file in (root / "args.txt", root / "args_celeba.txt", tmp_path / "published.txt", tmp_path / "all.txt"):
+        settings = config.parse(["--config", str(file), "--stage", stage], "")
+        capsys.readouterr()
+        build.tell_ignored(settings)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("arguments", [["--stage", "encoder"], ["--stage", "refiner"], ["--finetune"]])

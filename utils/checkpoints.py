@@ -211,18 +211,26 @@ def _check_version(path: Path, content: dict, sealed: bool) -> None:
 
 def check_training(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """UserError unless ``content``, from `load`, has all of a training checkpoint's entries, and finite weights."""
-    import torch
-
     if content.get("format") != TRAINING_FORMAT:
         raise UserError(f"{path}: not a training checkpoint of this project; give a run's last.pth or best.pth")
     for name, kind in _TRAINING_ENTRIES.items():
         if not isinstance(content.get(name), kind):
             raise UserError(f"checkpoint {path} is damaged: its entry {name} is missing or no {kind.__name__}; copy it "
                             "again")
+    bad = not_finite(path, content)
+    if bad:
+        raise UserError(f"checkpoint {path}: {bad} is not finite; go on from an earlier one")
+
+
+def not_finite(path: str | os.PathLike, content: Mapping[str, Any]) -> str | None:
+    """What of a training checkpoint's weights, averages or optimisers has a NaN or Inf: "KEY of the GROUP"."""
+    import torch
+
     for group in ("networks", "critics", "averages", "optimisers"):
         for where, value in _tensors(Path(path), content[group]):
             if value.is_floating_point() and not torch.isfinite(value).all():
-                raise UserError(f"checkpoint {path}: {where} of its {group} is not finite; go on from an earlier one")
+                return f"{where} of the {group}"
+    return None
 
 
 def _refusal(path: Path, error: Exception) -> str:

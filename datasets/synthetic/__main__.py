@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Sequence
+
+from utils.logging import run_script
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m datasets.synthetic", description=__doc__.split(":")[0])
     parser.add_argument("--output", metavar="DIR", help="folder of the cache; an interrupted run is continued")
@@ -19,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the first 48 faces instead")
     parser.add_argument("--beside", metavar="DIR",
                         help="with --sheet: 64 faces beside 64 aligned real ones of a folder")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not arguments.output and not arguments.sheet:
         parser.error("give --output DIR for a cache or --sheet PNG for a contact sheet")
     if arguments.beside and not arguments.sheet:
@@ -27,31 +30,25 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    """Returns the exit status."""
-    arguments = parse_arguments()
-    from utils.errors import UserError
+def main(argv: Sequence[str]) -> None:
+    """Write what the command line names."""
+    arguments = parse_arguments(argv)
 
     from .cache import write_cache
     from .dataset import SyntheticFaces
     from .sheet import beside_real, contact_sheet
 
-    try:
-        if arguments.sheet:
-            faces = SyntheticFaces(arguments.split, 64, arguments.seed, not arguments.no_occluders)
-            if arguments.beside:
-                from datasets.faces import FolderFaces
-                beside_real(faces, FolderFaces(arguments.beside), arguments.sheet)
-            else:
-                contact_sheet(faces, arguments.sheet)
-        if arguments.output:
-            write_cache(arguments.output, arguments.split, arguments.count, arguments.seed, not arguments.no_occluders,
-                        not arguments.no_albedo, arguments.num_workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.sheet:
+        faces = SyntheticFaces(arguments.split, 64, arguments.seed, not arguments.no_occluders)
+        if arguments.beside:
+            from datasets.faces import FolderFaces
+            beside_real(faces, FolderFaces(arguments.beside), arguments.sheet)
+        else:
+            contact_sheet(faces, arguments.sheet)
+    if arguments.output:
+        write_cache(arguments.output, arguments.split, arguments.count, arguments.seed, not arguments.no_occluders,
+                    not arguments.no_albedo, arguments.num_workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

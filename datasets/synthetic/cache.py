@@ -7,11 +7,15 @@ run goes on after them.
 
 from __future__ import annotations
 
+import errno
 import json
-import multiprocessing
 import os
 import shutil
+import signal
 import warnings
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +39,13 @@ _FIELDS = {
 }
 
 
-def _use_one_thread() -> None:
-    """Rendering is parallel over faces; more threads inside one only disturb the others."""
+def _prepare_worker() -> None:
+    """Rendering is parallel over faces; more threads inside one only disturb others. Ctrl-C is the main process's."""
     import cv2
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render_chunk(task: tuple[dict, str, int, int, int, bool]) -> int:
@@ -78,17 +83,43 @@ def _shard_length(folder: Path) -> int:
     return len(np.load(path, mmap_mode="r")) if path.exists() else 0
 
 
-def _write_shard(folder: Path, number: int, settings: dict, progress: tqdm, pool) -> None:
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file through a memory map that keeps no file open.
+
+    np.load's does, and all fields of a large cache are more files than systems let a process open (256, 1,024).
+    """
+    described = np.load(path, mmap_mode="r")
+    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    return content[described.offset:].view(described.dtype).reshape(described.shape)
+
+
+def _reserve(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """Make an empty .npy file with room on the disk: a memory map that finds none would end the process (SIGBUS).
+
+    Raises UserError if the disk is full.
+    """
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what file systems say that reserve nothing
+            raise UserError(f"cannot write {path}: {error.strerror or error}; make room, or choose another --output, "
+                            "and run the command again to continue") from None
+
+
+def _write_shard(folder: Path, number: int, settings: dict, progress: tqdm, pool: Executor | None) -> None:
     start, end = number * SHARD, min((number + 1) * SHARD, settings["count"])
     final, partial = folder / f"shard_{number:05d}", folder / f"shard_{number:05d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, (dtype, shape) in _FIELDS.items():
         if settings["albedo"] or name != "albedo":
-            np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=dtype, shape=(end - start, *shape))
+            _reserve(partial / f"{name}.npy", dtype, (end - start, *shape))
     tasks = [(settings, str(partial), start, first, min(first + _CHUNK, end), settings["albedo"])
              for first in range(start, end, _CHUNK)]
-    for done in (pool.imap_unordered(_render_chunk, tasks) if pool else map(_render_chunk, tasks)):
+    for done in (pool.map if pool else map)(_render_chunk, tasks):
         progress.update(done)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
@@ -99,8 +130,8 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
     """Render faces 0..count-1 of a split into a cache; complete shards of an earlier run are kept.
 
     num_workers: processes (0 renders in this one). Returns the folder.
-    Raises UserError if the folder holds a cache with other settings, if another process is writing there, or for an
-    unknown split.
+    Raises UserError if the folder holds a cache with other settings, if another process is writing there, if the disk
+    is full or a process died, or for an unknown split.
     """
     folder = Path(folder)
     SyntheticFaces(split, count, seed, occluders)
@@ -123,15 +154,17 @@ def _write_missing(folder: Path, split: str, count: int, seed: int, occluders: b
     missing = [k for k in shards
                if _shard_length(folder / f"shard_{k:05d}") < min(SHARD, settings["count"] - k * SHARD)]
     todo = sum(min(SHARD, settings["count"] - k * SHARD) for k in missing)
-    pool = multiprocessing.get_context("spawn").Pool(num_workers, _use_one_thread) if num_workers and todo else None
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _prepare_worker) if num_workers else None
     try:
         with tqdm(total=todo, unit="face", desc=f"faces ({split})", disable=not progress) as bar:
             for number in missing:
                 _write_shard(folder, number, settings, bar, pool)
+    except BrokenProcessPool:
+        raise UserError("a process that renders faces died, perhaps for lack of memory: run the command again to "
+                        "continue, with a smaller --num-workers") from None
     finally:
         if pool:
-            pool.terminate()
-            pool.join()
+            pool.shutdown(cancel_futures=True)
 
 
 class CachedFaces(Dataset):
@@ -182,7 +215,7 @@ class CachedFaces(Dataset):
         number, place = divmod(index, SHARD)
         if number not in self._shards:
             shard = self.folder / f"shard_{number:05d}"
-            self._shards[number] = {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in self._fields}
+            self._shards[number] = {name: _mapped(shard / f"{name}.npy") for name in self._fields}
         item = {name: torch.from_numpy(np.array(array[place])) for name, array in self._shards[number].items()}
         item["name"] = face_name(self.split, index)
         item["identity"] = face_identity(self.split, index)
