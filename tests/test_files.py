@@ -82,7 +82,7 @@ def test_the_longest_names_can_be_written(tmp_path):
 
 def test_threads_leave_the_permissions_of_new_files_alone(tmp_path):
     """To read the process' umask is to change it for a moment, for all threads."""
-    code = """
+    code = f"""
 import os, sys, threading
 os.umask(0o027)
 from utils import files
