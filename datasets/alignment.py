@@ -35,6 +35,12 @@ _FARTHEST = 1e6  # photo pixels; no image is that wide, and arithmetic with far 
 _MIN_FACE = 4.0  # photo pixels; a smaller quad is the product of broken landmarks
 
 
+def window(crops):
+    """The centre window (..., 224, 224) of aligned crops (..., 256, 256), tensors or arrays."""
+    inside = slice(WINDOW_OFFSET, WINDOW_OFFSET + WINDOW_SIZE)
+    return crops[..., inside, inside]
+
+
 def align(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Crop the face with the five ``landmarks`` out of ``image``.
 

@@ -96,11 +96,6 @@ class Similarity:
                             c2 * xy + s2 * x2, c2 * x2 - s2 * xy], -1).reshape(-1, 27)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) -> float in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
 def colour_jitter(images: Tensor, rngs: Sequence[np.random.Generator], strength: float = 1.0) -> Tensor:
     """Random contrast, brightness and colour cast of images (B, 3, H, W) in [-1, 1]; the result is clamped to that.
 

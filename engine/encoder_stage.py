@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, window
 from datasets.labels import FACE, OCCLUSION
 from engine import report
-from engine.augmentation import Similarity, colour_jitter, to_float
+from engine.augmentation import Similarity, colour_jitter
 from engine.framing import settle
 from engine.losses import pixel_loss
 from engine.stage import Autocast, Stage
 from engine.training_holes import Shapes, rectangles_on
+from models.blending import from_uint8
 from models.encoder import LIGHT_SIZE
 from models.lighting import MIN_SHADE, ODD_IN_X
 from models.morphable import mirror_uv
@@ -116,7 +117,7 @@ class EncoderStage(Stage):
         device = batch["image"].device
         change = Similarity.draw(rngs, device, mirror=self.geometry.can_mirror, calm=CALM_SHARE)
         regions = torch.stack([batch["labels"] == FACE, batch["labels"] == OCCLUSION], 1).float()
-        warped = change.warp(torch.cat([to_float(batch["image"]), regions], 1))
+        warped = change.warp(torch.cat([from_uint8(batch["image"]), regions], 1))
         image = colour_jitter(warped[:, :3], rngs)
         hole = training_holes(rngs, warped[:, 3:] > 0.5)
         mirror = change.mirror[:, None]
@@ -169,7 +170,7 @@ class EncoderStage(Stage):
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Sums of the landmark error on whole and on masked images for each of TRUSTS, of both lights, and the count."""
-        image, labels = window(to_float(batch["image"])), window(batch["labels"][:, None])
+        image, labels = window(from_uint8(batch["image"])), window(batch["labels"][:, None])
         hole = rectangles_on(labels == FACE, rngs)
         sums, light = [], torch.zeros(LIGHT_SIZE, device=image.device)
         for masked in (image, image * ~hole):
@@ -195,7 +196,7 @@ class EncoderStage(Stage):
 
     def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out faces with their true (green) and found (red) landmarks."""
-        image = to_float(batch["image"][:8])
+        image = from_uint8(batch["image"][:8])
         code = networks["encoder"](window(image))
         found = self._settled_landmarks(code, self.frame_trust)
         for colour, points in (((-1, 1, -1), batch["landmarks"][:8]), ((1, -1, -1), found)):
@@ -223,12 +224,6 @@ def draw(renderer: Any, code, albedo: Tensor) -> tuple[Tensor, Tensor]:
     raster = renderer.rasterize(project(vertices, scale, pose), (WINDOW_SIZE, WINDOW_SIZE))
     shade = renderer.uv_shade(renderer.uv_normals(vertices, pose), light).clamp(min=MIN_SHADE)
     return renderer.render_covered(albedo * shade, raster)
-
-
-def window(crops: Tensor) -> Tensor:
-    """The centre window (B, C, 224, 224) of crops (B, C, 256, 256)."""
-    inside = slice(WINDOW_OFFSET, WINDOW_OFFSET + WINDOW_SIZE)
-    return crops[..., inside, inside]
 
 
 def landmark_error(landmarks: Tensor, truth: Tensor) -> Tensor:

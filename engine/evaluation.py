@@ -31,7 +31,6 @@ METHOD = "3DFaceFill"
 MEASURES = ("PSNR", "SSIM", "LPIPS")
 BATCH_SIZE = 8
 EXAMPLES = 8  # rows of the grid of examples
-HOLE_GREY = 128  # how a hole is shown in the grid
 
 
 class CompletesFaces(Protocol):
@@ -202,7 +201,7 @@ class Evaluator:
             for measure, value in zip(MEASURES, values):
                 results.scores[measure][method].append(value)
         if example:
-            shown = np.where(hole[..., None], np.uint8(HOLE_GREY), truth)
+            shown = np.where(hole[..., None], np.uint8(report.HOLE_GREY), truth)
             results.examples.append((name, [shown, *completed.values(), truth]))
 
     def _measure(self, output: np.ndarray, truth: np.ndarray) -> tuple[float, float, float | None]:

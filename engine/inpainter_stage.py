@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.alignment import window
 from datasets.labels import FACE, OCCLUSION
 from engine import losses as L
 from engine import report
-from engine.augmentation import chances, colour_jitter, to_float
-from engine.encoder_stage import window
+from engine.augmentation import chances, colour_jitter
 from engine.stage import Autocast, Stage
 from engine.training_holes import Shapes, rectangles_on
-from models.blending import blend
+from models.blending import blend, from_uint8
 from models.completion import CROP_SIZE, FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
 
@@ -134,7 +134,7 @@ class FillingStage(Stage):
 
     def _pictures(self, batch: Mapping[str, Any], autocast: Autocast) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] and labels (B, 1, H, W) from the dataset, else from the occlusion net."""
-        image = to_float(self._part(batch["image"]))
+        image = from_uint8(self._part(batch["image"]))
         if "labels" in batch:
             return image, self._part(batch["labels"][:, None]).long()
         with torch.no_grad(), autocast():

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.alignment import CROP_SIZE
+from datasets.alignment import CROP_SIZE, window
 from datasets.masks import MaskFolder, fixed_hole, mask_ratio
 from engine import distributed, report
 from engine.distributed import ALONE, World
-from engine.encoder_stage import OUTER_EYES, crop_landmarks, window
-from engine.evaluation import HOLE_GREY, choose_source, given_face
+from engine.encoder_stage import OUTER_EYES, crop_landmarks
+from engine.evaluation import choose_source, given_face
 from engine.training import start_worker
 from models.blending import from_uint8
 from utils.errors import UserError
@@ -246,7 +246,7 @@ def draw_faces(image: Tensor, hole: np.ndarray, truth: Tensor, found: Sequence[T
     image: uint8 (3, 256, 256); hole: bool (256, 256); truth: (68, 2) in crop pixels; found: such for both pictures.
     """
     whole = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    pictures = [whole.copy(), np.where(hole[..., None], np.uint8(HOLE_GREY), whole)]
+    pictures = [whole.copy(), np.where(hole[..., None], np.uint8(report.HOLE_GREY), whole)]
     for picture, points in zip(pictures, found):
         for colour, places in ((TRUE_COLOUR, truth), (FOUND_COLOUR, points)):
             for x, y in places.round().int().tolist():

@@ -15,9 +15,10 @@ import torch
 
 from datasets.faces import FolderFaces
 from engine import build
-from engine.augmentation import to_float
-from models.linear import LinearInpainter, blur, fit_model, reduce
+from models.blending import from_uint8
+from models.linear import LinearInpainter, fit_model
 from models.morphable import UV_HEIGHT, UV_WIDTH, mirror_uv
+from models.reduced import blur, reduce
 from models.weights import load_linear
 from utils import checkpoints, config
 from utils.errors import UserError
@@ -52,7 +53,7 @@ def _unwrapped(completion: Any, faces: FolderFaces, what: str, log_type: str,
                device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Of each face albedo (1, 3, 192, 256) in [-1, 1] and visible (1, 1, 192, 256) 0 or 1, under a bar named `what`."""
     for index in progress(range(len(faces)), what, len(faces), log_type):
-        image = to_float(faces[index]["image"][None].to(device))
+        image = from_uint8(faces[index]["image"][None].to(device))
         hole = torch.zeros_like(image[:, :1], dtype=torch.bool)
         factors = completion.factor(image, hole, face=completion.trusted(completion.label(image), hole))
         yield factors.albedo_in, factors.uv_visible.float()

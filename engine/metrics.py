@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from models.blending import from_uint8
+
 MAX_PSNR = 100.0  # dB, stands for identical images, so that averages and tables stay finite
 
 
@@ -37,6 +39,6 @@ class Lpips:
     @torch.no_grad()
     def __call__(self, output: np.ndarray, truth: np.ndarray) -> float:
         """The distance of two uint8 RGB images (H, W, 3)."""
-        first, second = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        first, second = (from_uint8(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None])
                          for image in (output, truth))
         return float(self.network(first.to(self.device), second.to(self.device)))

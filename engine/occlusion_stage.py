@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from datasets.labels import OCCLUSION
 from engine import report
-from engine.augmentation import Similarity, colour_jitter, to_float
+from engine.augmentation import Similarity, colour_jitter
 from engine.compilation import compile_method
 from engine.distributed import mean_over_processes
 from engine.losses import weighted_mean
 from engine.stage import Autocast, Stage
+from models.blending import from_uint8
 from models.occlusion import CLASS_WEIGHTS, N_LABELS
 
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
@@ -55,7 +56,7 @@ class OcclusionStage(Stage):
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Cross-entropy and Dice of the labels, and of hair where it is told, for `engine.stage.Stage.losses`."""
         change = Similarity.draw(rngs, batch["image"].device, zoom=0.12, angle=0.1, shift=8.0)
-        image = colour_jitter(change.warp(to_float(batch["image"])), rngs)
+        image = colour_jitter(change.warp(from_uint8(batch["image"])), rngs)
         truth = [batch["labels"], *([batch["hair"]] if "hair" in batch else [])]
         labels, *hair = change.warp(torch.stack(truth, 1).float(), mode="nearest").round().long().unbind(1)
         network, losses = self.networks["occlusion"], {}
@@ -73,7 +74,7 @@ class OcclusionStage(Stage):
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
         """Pixels of every (true, predicted) pair of classes, flattened 3x3."""
         with autocast():
-            predicted = networks["occlusion"].logits(to_float(batch["image"])).argmax(1)
+            predicted = networks["occlusion"].logits(from_uint8(batch["image"])).argmax(1)
         return confusion(batch["labels"], predicted).flatten()
 
     def score(self, statistics: Tensor) -> dict[str, float]:
@@ -85,7 +86,7 @@ class OcclusionStage(Stage):
 
     def pictures(self, networks, batch, rngs) -> Tensor:
         """Held-out images, true and predicted labels."""
-        image = to_float(batch["image"][:4])
+        image = from_uint8(batch["image"][:4])
         predicted = networks["occlusion"].logits(image).argmax(1)
         colours = torch.tensor(COLOURS, device=image.device) * 2 - 1
         labels = [colours[labels.long()].permute(0, 3, 1, 2) for labels in (batch["labels"][:4], predicted)]

@@ -22,13 +22,13 @@ from datasets.masks import fixed_hole
 from engine import holes
 from engine.given_faces import as_faces
 from engine.paste import Seam, paste, working_region
+from engine.report import HOLE_GREY
 from models.blending import from_uint8, to_uint8
 from models.completion import MIN_FACE, Completion, FaceCompletion
 from models.lighting import to_texture
 from utils.errors import UserError
 from utils.images import MIN_SIDE, upright_rgb
 
-HOLE_GREY = 128  # how a hole is shown
 ROUNDING = 1.0  # crop pixels by which a mask may pass the crop before it is worth a remark
 
 

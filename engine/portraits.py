@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 import zbuffer
-from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
+from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, window
 from datasets.faces import FolderFaces
 from datasets.labels import BACKGROUND, FACE, OCCLUSION
-from engine.augmentation import to_float
-from engine.encoder_stage import crop_landmarks, window
+from engine.encoder_stage import crop_landmarks
 from engine.training import start_worker
 from engine.turning import random_turn, turn_head
+from models.blending import from_uint8
 from models.encoder import FaceCode
 from models.lighting import ODD_IN_X
 from models.morphable import MorphableModel
@@ -109,7 +109,7 @@ def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progr
     device = next(occlusion.parameters()).device
     labels, hair = [], []
     for item in progress(items, "labelling portraits", len(items), log_type):
-        probabilities, is_hair = occlusion.with_hair(to_float(item["image"][None].to(device)))
+        probabilities, is_hair = occlusion.with_hair(from_uint8(item["image"][None].to(device)))
         labels.append(probabilities.argmax(1)[0].to(torch.uint8).cpu())
         hair.append((is_hair[0, 0].cpu() & (labels[-1] == OCCLUSION)).to(torch.uint8))
     return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels), torch.stack(hair),
@@ -241,7 +241,7 @@ def _detect(image: Tensor) -> Tensor | None:
 @torch.no_grad()
 def guess_code(teacher: nn.Module, images: Tensor, geometry: nn.Module) -> FaceCode:
     """The teacher's mean answer to crops (B, 3, 256, 256) uint8 and, where the model is symmetric, to their mirrors."""
-    seen = window(to_float(images))
+    seen = window(from_uint8(images))
     code = teacher(seen)
     if not geometry.can_mirror:
         return code

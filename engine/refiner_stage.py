@@ -25,8 +25,8 @@ from engine.stage import Autocast
 from models.blending import blend
 from models.completion import FaceCompletion, visible_face
 from models.inpainter import Inpainting
-from models.linear import REDUCTION, blur
 from models.mixture import Mixture
+from models.reduced import REDUCTION, blur
 from models.refiner import SMOOTHNESS
 
 DEFAULT_WEIGHTS = {"colour": 1.0, "beside": 0.25, "odds": 0.1}

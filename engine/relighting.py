@@ -17,10 +17,9 @@ from torch.utils.data import Dataset
 
 from datasets.labels import BACKGROUND
 from datasets.synthetic.lighting import sample_light
-from engine.augmentation import to_float
-from models.blending import pull_push
+from models.blending import from_uint8, pull_push
 from models.lighting import MIN_SHADE, shade_maps
-from models.linear import blur
+from models.reduced import blur
 from utils.logging import progress
 
 DARKEST = 0.3  # shade: attached shadows of the new light
@@ -55,7 +54,7 @@ def fit_surfaces(completion: Any, images: Tensor, log_type: str = "progressbar")
     found = []
     chunks = images.split(BATCH)
     for chunk in progress(chunks, "portraits' surfaces", len(chunks), log_type):
-        image = to_float(chunk.to(device))
+        image = from_uint8(chunk.to(device))
         factors = completion.factor(image, torch.zeros_like(image[:, :1]))
         drawn, coverage = completion.renderer.render_covered(factors.uv_normals, factors.raster)
         background = completion.label(image).argmax(1, keepdim=True) == BACKGROUND

@@ -21,6 +21,7 @@ from utils.images import write_image
 
 LINE_SECONDS = 10.0  # a log that is no terminal gets a line this often
 SPEED_SECONDS = 20.0  # over which the speed that is shown is smoothed
+HOLE_GREY = 128  # how a hole is shown
 
 
 class TrainingDisplay:

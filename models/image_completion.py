@@ -16,7 +16,7 @@ from models.completion import MIN_FACE, check_images, occluders, visible_face, w
 from models.grain import match_grain
 from models.inpainter import Inpainter
 from models.layers import compute_in
-from models.linear import enlarge, reduce
+from models.reduced import enlarge, reduce
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ and without pupils. There the model adds what the eyes of one typical person hav
 """
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,8 +22,8 @@ from torch import nn
 from models.blending import least_around, pull_push
 from models.inpainter import Inpainting
 from models.morphable import UV_HEIGHT, UV_WIDTH, mirror_uv
+from models.reduced import REDUCTION, blur, enlarge, reduce
 
-REDUCTION = 2  # texels of the UV map a side for one of the model
 CORRELATED = 16  # texels that deviate from the model together, and so count as one observation
 OUTLIER = 0.12  # of albedo: texels that fit worse count little: hair, glasses, highlights (Geman and McClure, 1985)
 FIRST_OUTLIER = 0.3
@@ -122,29 +120,6 @@ def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Ten
     trusted = (1 + size / DETAIL_OUTLIER ** 2) ** -2
     inner = least_around(known, DETAIL_RIM)
     return (misfit - coarse) * trusted * inner
-
-
-def blur(maps: torch.Tensor, weight: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian means of maps (B, C, H, W) over texels of weight (B, 1, H, W) >= 0; 0 far from all of them."""
-    radius = math.ceil(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma) ** 2)
-    joined = torch.cat([maps * weight, weight], 1)
-    channels = joined.shape[1]
-    for shape, padding in (((1, 1, 1, -1), (0, radius)), ((1, 1, -1, 1), (radius, 0))):
-        filters = (kernel / kernel.sum()).reshape(shape).expand(channels, -1, -1, -1)
-        joined = F.conv2d(joined, filters, padding=padding, groups=channels)
-    return joined[:, :-1] / joined[:, -1:].clamp(min=1e-6)
-
-
-def enlarge(reduced: torch.Tensor) -> torch.Tensor:
-    """Reduced maps (B, C, h, w) at their full size (B, C, REDUCTION h, REDUCTION w)."""
-    return F.interpolate(reduced, scale_factor=REDUCTION, mode="bilinear", align_corners=False)
-
-
-def reduce(albedo: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of the visible texels of maps (B, C, H, W), 0 without any, and the share of them: at reduced size."""
-    weight = F.avg_pool2d(visible, REDUCTION)
-    return F.avg_pool2d(albedo * visible, REDUCTION) / weight.clamp(min=1e-6), weight
 
 
 def fit_model(maps: np.ndarray, known: np.ndarray, count: int, rounds: int = 6) -> LinearInpainter:

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.blending import blend
 from models.inpainter import STRIDE, FinerHalf, Inpainter
-from models.linear import REDUCTION, blur, enlarge, reduce
+from models.reduced import REDUCTION, blur, enlarge, reduce
 
 FIRST_GAIN = 0.5  # of the network's colours
 FIRST_ODDS = 2.0  # log odds that a hidden pixel of the mesh shows the face

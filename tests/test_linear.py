@@ -10,7 +10,8 @@ import torch
 from datasets.faces import FolderFaces
 from engine import linear_fill
 from models import linear
-from models.linear import LinearInpainter, fit_model, reduce
+from models.linear import LinearInpainter, fit_model
+from models.reduced import reduce
 from models.weights import load_linear
 from utils import checkpoints
 from utils.errors import UserError

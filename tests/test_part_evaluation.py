@@ -12,10 +12,11 @@ from torch import nn
 from engine_samples import SmallEncoder, SmallFaces, SmallOcclusion, settings, small_definition
 
 import main
+from datasets.alignment import window
 from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from datasets.masks import fixed_hole, mask_ratio
 from engine import build, landmark_evaluation, segmentation_evaluation
-from engine.encoder_stage import OUTER_EYES, Geometry, landmark_error, window
+from engine.encoder_stage import OUTER_EYES, Geometry, landmark_error
 from engine.landmark_evaluation import LandmarkEvaluator, LandmarkOptions, partial_hole, point_errors, read_annotations
 from engine.portraits import crop_landmarks
 from engine.segmentation_evaluation import SegmentationEvaluator, SegmentationOptions, confusion, overlaps

@@ -20,10 +20,11 @@ from models.completion import FaceCompletion
 from models.image_completion import ImageCompletion, ImageInpainter
 from models.inpainter import Inpainter, Inpainting
 from models.layers import fold_for_inference
-from models.linear import LinearInpainter, enlarge, reduce
+from models.linear import LinearInpainter
 from models.mixture import NETWORK_SHARE, Mixture
 from models.morphable import MorphableModel, mirror_uv
 from models.occlusion import OcclusionNet
+from models.reduced import enlarge, reduce
 from models.refiner import SOFT_EDGE, Refiner, soft_edge
 from models.weights import load_image_inpainter, load_refiner
 from utils import checkpoints, config

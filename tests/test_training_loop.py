@@ -16,7 +16,6 @@ from torch.utils.data import ConcatDataset, default_collate
 from engine_samples import (SmallDiscriminator, SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion,
                             interrupt_second_step, small_definition)
 
-from engine.augmentation import to_float
 from engine.distributed import EpochSampler, World
 from engine.encoder_stage import EncoderStage, Geometry
 from engine.inpainter_stage import InpainterStage
@@ -24,6 +23,7 @@ from engine.occlusion_stage import OcclusionStage
 from engine.optimisation import LearningRate, MovingAverage, build_optimiser, face_generators, restore_optimiser
 from engine.resident import ResidentItems
 from engine.training import Trainer, TrainingOptions
+from models.blending import from_uint8
 from models.completion import FaceCompletion, visible_face
 from models.morphable import MorphableModel
 from utils import checkpoints
@@ -242,7 +242,7 @@ def test_the_papers_recipe_leaves_images_as_they_are():
     changed = stage._examples(batch, rngs, nullcontext)
     stage.augmentation, stage.rectangles, stage.covered_occluders = 0, 1, 0
     plain = stage._examples(batch, rngs, nullcontext)
-    assert torch.equal(plain.image, to_float(batch["image"])) and not torch.equal(changed.image, plain.image)
+    assert torch.equal(plain.image, from_uint8(batch["image"])) and not torch.equal(changed.image, plain.image)
     assert plain.hole.any() and not (plain.hole & ~plain.face).any()
     assert (changed.hole & ~changed.face).any()
 
