@@ -258,6 +258,13 @@ def test_heads_textures_and_attributes(head):
     assert len(head.irises) == 9
 
 
+def test_no_triangle_of_hair_shows_its_texture_from_edge_to_edge(head):
+    """As one does of whose corners one was led to the texture's other side; cards of afro01 are as large on purpose."""
+    for layer in head.layers:
+        if layer.kind == "hair" and layer.name != "afro01":
+            assert np.ptp(layer.uv[layer.triangles], axis=1).max() < 0.4, layer.name
+
+
 def test_layers_follow_the_head(head):
     zero = np.zeros((1, 199), np.float32), np.zeros((1, 29), np.float32)
     vertices = head.vertices(*zero)

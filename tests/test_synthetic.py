@@ -9,19 +9,25 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from datasets.synthetic import CachedFaces, SyntheticFaces, write_cache
 from datasets.synthetic import cache as cache_module
 from datasets.synthetic import lighting as synthetic_lighting
 from datasets.synthetic.__main__ import main
-from datasets.synthetic.atlas import Atlas
-from datasets.synthetic.generator import sample_identity, streams
-from datasets.synthetic.pose import crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
+from datasets.synthetic.atlas import HEIGHT, WIDTH, Atlas, rasterize
+from datasets.synthetic.clothes import sample_outfit
+from datasets.synthetic.generator import FaceGenerator, Style, sample_identity, streams
+from datasets.synthetic.lighting import sample_light
+from datasets.synthetic.pose import Pose, crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
+from datasets.synthetic.skin import sample_complexion
+from datasets.synthetic.worn import STREAKS, Canvas, HairDo, Wardrobe, put_on
 from utils import files
 from utils.errors import UserError
 from utils.logging import run_script
@@ -190,6 +196,61 @@ def test_without_occluders_nothing_but_hair_hides_the_face():
     assert np.mean(hidden) < 0.03
 
 
+def dressed(hair: int, **changes):
+    """(coverage by a hair style, canvas with it) of the mean head from in front; changes: of how it is worn."""
+    atlas, wardrobe = Atlas.load(), Wardrobe.load()
+    pose = Pose(0.9e-3, np.eye(3), np.array([112.0, 112.0]), np.zeros(3))
+    vertices, light = atlas.mean_vertices, sample_light(np.random.default_rng(0), False)
+    depth = rasterize(pose.project(vertices, 1.0), atlas.head.triangles, (256, 256), cull=True)[1]
+    empty = np.zeros((256, 256), bool)
+    canvas = Canvas(np.ones((256, 256, 3), np.float32), depth, empty, empty, empty)
+    where = (vertices.mean(axis=0), pose, 1.0, light)
+    worn = wardrobe.layers["hair"][hair]
+    do = HairDo(**{**dict(mirrored=False, volume=1.0, length=1.0, alpha_cut=0.2, second=np.float32([1, 1, 1]),
+                          streaks=np.zeros(STREAKS, np.float32)), **changes})
+    cover = put_on(canvas, worn, do.positions(worn.layer, atlas.head, vertices), *where, np.float32([0, 0, 0]), 0.2, do)
+    return cover, canvas
+
+
+def test_behind_hair_there_is_hair_and_no_skin():
+    """What is transparent at the front of an afro shows more of it."""
+    style = next(number for number, worn in enumerate(Wardrobe.load().layers["hair"]) if worn.layer.name == "afro01")
+    cover, _ = dressed(style)
+    inside = ndimage.binary_erosion(ndimage.binary_fill_holes(cover > 0.5), iterations=6)
+    crown = inside & (np.arange(256) < 60)[:, None]
+    assert crown.sum() > 1000 and (cover[crown] > 0.5).mean() > 0.97
+
+
+def test_one_person_wears_a_style_otherwise_than_another():
+    style = next(number for number, worn in enumerate(Wardrobe.load().layers["hair"]) if worn.layer.name == "bob01")
+    as_made, mirrored = (dressed(style, mirrored=side)[0] > 0.5 for side in (False, True))
+    assert (as_made != mirrored[:, ::-1]).mean() < 0.02 < (as_made != mirrored).mean()
+    lower = np.arange(256)[:, None] > 150
+    assert ((dressed(style, length=0.5)[0] > 0.5) & lower).sum() < 0.7 * (as_made & lower).sum()
+    assert (dressed(style, volume=1.3)[0] > 0.5).sum() > as_made.sum()
+    streaked = dressed(style, streaks=np.ones(STREAKS, np.float32))[1].picture
+    assert streaked[as_made].mean() > dressed(style)[1].picture[as_made].mean() + 0.1
+
+
+def test_no_hair_comes_through_a_hat(monkeypatch):
+    generator = FaceGenerator.load()
+    hat = generator.wardrobe.layers["hat"][0]
+    green = replace(hat, texture=np.float32([0, 9, 0, 0]) + hat.texture * np.float32([0, 0, 0, 1]))
+    monkeypatch.setitem(generator.wardrobe.layers, "hat", [green])
+    outfit = sample_outfit(np.random.default_rng(0))
+    for index in range(3):
+        seen = []
+        for hair in (-1, 0, 2):
+            rng = streams(5, "train", index)
+            vertices, pose = generator._pose(rng, sample_identity(rng["identity"]))[1::2]
+            light, complexion = (sample_light(rng["light"], False),
+                                 sample_complexion(rng["skin"], generator.atlas, False))
+            picture, _ = generator._picture(rng, vertices, pose, np.zeros((HEIGHT, WIDTH, 4), np.float32), complexion,
+                                            light, Style(hair, 0, -1, 0.0, outfit), False, False)
+            seen.append(picture[..., 1] > 1)
+        assert seen[0].sum() > 3000 and all(there[seen[0]].mean() > 0.98 for there in seen[1:])
+
+
 @pytest.fixture(scope="module")
 def small_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
@@ -236,6 +297,13 @@ with files.held(sys.argv[1], "another writer of faces", "wait"):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_faces_of_two_generators_do_not_mix(small_cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "generator_digest", lambda: "0123456789abcdef")
+    with pytest.raises(UserError, match="another version of the generator"):
+        write_cache(small_cache, "train", 5, seed=5, progress=False)
+    assert len(CachedFaces(small_cache)) >= 3
 
 
 def test_two_writers_of_one_cache_do_not_mix(tmp_path, monkeypatch):
@@ -297,6 +365,8 @@ def test_a_full_disk_is_met_before_a_shard_is_rendered(tmp_path, monkeypatch, ca
 def test_cache_refuses_what_does_not_fit(small_cache, tmp_path):
     with pytest.raises(UserError, match="other settings"):
         write_cache(small_cache, "train", 4, seed=6, progress=False)
+    with pytest.raises(UserError, match="must not be negative"):
+        write_cache(tmp_path, "train", 4, seed=-1, progress=False)
     with pytest.raises(UserError, match="python -m datasets.synthetic"):
         CachedFaces(tmp_path)
     with pytest.raises(UserError, match="fewer than the 9"):

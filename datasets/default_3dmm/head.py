@@ -23,9 +23,9 @@ class Layer:
 
     name: its name; kind: "hair", "brow", "lash" or "hat".
     triangles (T, 3) int32, uv (M, 2) float32 texture coordinates in [0, 1], u to the right and v down, so that the
-    texel is (u * width - 0.5, v * height - 0.5); texture (h, w, 4) uint8 RGBA; two-sided unless kind is "hat".
+    texel is (u * width - 0.5, v * height - 0.5); texture (h, w, 4) uint8 RGBA; all are two-sided.
     index (M, K) int32, weight (M, K) float32, offset (M, 3) float32 micrometres: each vertex is the weighted sum of
-    head vertices plus the offset scaled by the head's size.
+    head vertices plus the offset.
     """
 
     name: str
@@ -37,10 +37,13 @@ class Layer:
     weight: np.ndarray
     offset: np.ndarray
 
-    def positions(self, head_vertices: np.ndarray) -> np.ndarray:
-        """(B, N, 3) head vertices in micrometres -> (B, M, 3) float32; (N, 3) -> (M, 3)."""
+    def positions(self, head_vertices: np.ndarray, volume: float = 1.0) -> np.ndarray:
+        """(B, N, 3) head vertices in micrometres -> (B, M, 3) float32; (N, 3) -> (M, 3).
+
+        volume: how far it stands off the head, as a multiple of how far it was made to.
+        """
         bound = (head_vertices[..., self.index, :] * self.weight[..., None]).sum(axis=-2)
-        return (bound + self.offset).astype(np.float32)
+        return (bound + self.offset * volume).astype(np.float32)
 
 
 class HeadModel:

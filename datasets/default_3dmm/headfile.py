@@ -82,11 +82,18 @@ def layer_arrays(shape: HeadShape, wardrobe: MakeHumanAssets) -> dict[str, np.nd
         index, weight, offset = bind(shape, proxy.vertices)
         values = dict(
             name=np.array(name), kind=np.array(kind), triangles=proxy.triangles.astype(np.uint16),
-            uv=np.round(np.mod(proxy.uv, 1.0 + 1e-9) * 65535).astype(np.uint16),
+            uv=np.round(into_texture(proxy.uv) * 65535).astype(np.uint16),
             texture=encode(shrink(proxy.texture, TEXTURE_SIZE)), index=index.astype(np.uint16),
             weight=np.round(weight * 65535).astype(np.uint16), offset=offset.astype(np.float32).round())
         arrays.update({f"layer_{number}_{key}": value for key, value in values.items()})
     return arrays
+
+
+def into_texture(uv: np.ndarray) -> np.ndarray:
+    """Texture coordinates of a tiled texture in [0, 1]; what passes its edge by a little is led to the edge, since a
+    triangle of which one corner is wrapped shows all of the texture."""
+    near = (uv > -0.02) & (uv < 1.02)
+    return np.where(near, uv.clip(0, 1), np.mod(uv, 1.0))
 
 
 def texture_arrays(wardrobe: MakeHumanAssets, corner_uv: np.ndarray) -> dict[str, np.ndarray]:

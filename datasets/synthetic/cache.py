@@ -8,6 +8,8 @@ run goes on after them.
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from datasets.default_3dmm.packing import HEAD_FILE, MODEL_FILE
 from utils import files
 from utils.errors import UserError
 
@@ -75,6 +78,16 @@ def _read_settings(folder: Path) -> dict | None:
 
 def _write_settings(folder: Path, settings: dict) -> None:
     files.write_bytes(folder / "cache.json", json.dumps(settings, indent=1).encode())
+
+
+@functools.lru_cache
+def generator_digest() -> str:
+    """Sixteen hexadecimal digits of what makes the faces: the generator's source and the head's data."""
+    digest = hashlib.sha256()
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), HEAD_FILE, MODEL_FILE]:
+        if path.name not in ("__init__.py", "__main__.py", Path(__file__).name):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _shard_length(folder: Path) -> int:
@@ -130,7 +143,7 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
     """Render faces 0..count-1 of a split into a cache; complete shards of an earlier run are kept.
 
     num_workers: processes (0 renders in this one). Returns the folder.
-    Raises UserError if the folder holds a cache with other settings, if another process is writing there, if the disk
+    Raises UserError if the folder holds a cache with other settings or of another generator, if another process is writing there, if the disk
     is full or a process died, or for an unknown split.
     """
     folder = Path(folder)
@@ -144,8 +157,12 @@ def _write_missing(folder: Path, split: str, count: int, seed: int, occluders: b
                    progress: bool) -> None:
     """Write what the held folder lacks."""
     settings = {"format": "synthetic-faces", "version": _VERSION, "split": split, "seed": int(seed),
-                "occluders": bool(occluders), "albedo": bool(albedo), "shard": SHARD, "count": int(count)}
+                "occluders": bool(occluders), "albedo": bool(albedo), "shard": SHARD, "count": int(count),
+                "generator": generator_digest()}
     known = _read_settings(folder)
+    if known is not None and {**known, "generator": settings["generator"]} != known:
+        raise UserError(f"{folder} holds faces of another version of the generator, which are not to be mixed with this "
+                        "one's: choose another folder or delete it")
     if known is not None and {**known, "count": 0} != {**settings, "count": 0}:
         raise UserError(f"{folder} holds faces with other settings ({known}): choose another folder or delete it")
     settings["count"] = max(count, known["count"] if known else 0)

@@ -233,7 +233,7 @@ def hair_strands(rng: np.random.Generator, scene: Scene) -> Patch:
             cv2.polylines(tone, [fixed_point], False, int(rng.integers(100, 230)), thickness + 1, cv2.LINE_8, 4)
     alpha = alpha.astype(np.float32) / 255
     colour = scene.hair_colour * np.maximum(tone.astype(np.float32) / 170, 0.5)[..., None]
-    solid = cv2.GaussianBlur(alpha, (0, 0), 0.012 * unit + 0.6) > 0.4
+    solid = (cv2.GaussianBlur(alpha, (0, 0), 0.012 * unit + 0.6) > 0.4) | (alpha > 0.5)
     return Patch(surface(rng, scene, colour, grain=0.05), alpha, solid, shadow=0.2, hair=True)
 
 

@@ -15,8 +15,8 @@ _IDENTITIES_PER_SPLIT = 10 ** 9
 class SyntheticFaces(Dataset):
     """`length` synthetic faces of one split, rendered on demand.
 
-    Item `index` depends on (seed, split, index) alone, whatever the order, the worker or the length; no identity occurs
-    in two splits, and each face is its own identity. Items are dicts:
+    Item `index` depends on (seed, split, index) alone, whatever the order, the worker or the length (on another kind of
+    processor sums may be rounded differently); no identity occurs in two splits, and each face is its own identity. Items are dicts:
 
     image uint8 (3, 256, 256) RGB; labels uint8 (256, 256): 0 face, 1 occlusion, 2 background (also the mouth's inside);
     hair uint8 (256, 256): 1 where the occlusion is the face's own hair, else 0;
@@ -26,12 +26,14 @@ class SyntheticFaces(Dataset):
 
     occluders: whether things (glasses, hands, masks, ...) may hide the face; without them its hair leaves it free too.
     clean: exactly albedo times shade, without hair, shadows, highlights and camera effects; for tests.
-    Raises UserError for an unknown split, IndexError beyond the length.
+    Raises UserError for an unknown split or a negative seed, IndexError beyond the length.
     """
 
     def __init__(self, split: str, length: int, seed: int = 0, occluders: bool = True, clean: bool = False):
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r} of the synthetic faces: choose one of {', '.join(SPLITS)}")
+        if int(seed) < 0:
+            raise UserError(f"the seed of the synthetic faces must not be negative, but is {seed}")
         if not 0 < length <= _IDENTITIES_PER_SPLIT:
             raise UserError(f"the number of synthetic faces must be positive, not {length}")
         self.split, self.length, self.seed = split, int(length), int(seed)

@@ -104,8 +104,9 @@ def glasses(rng: np.random.Generator, scene: Scene) -> Patch:
     parts = rim + [scene.project(bridge)[:, 1::-1]]
     frame = draw_lines(scene.size, scene.size, parts, round(thickness))
     arms = draw_lines(scene.size, scene.size, _temples(scene, lenses), round(max(thickness, 2)))
-    frame = np.maximum(frame, arms) * (1.0 if rng.random() < 0.9 else 0.35)
+    strength = 1.0 if rng.random() < 0.9 else 0.35
     lens_picture, opacity = _lens_colour(rng, scene, dark)
+    frame = np.maximum(frame, arms * (1 - lens_mask * opacity)) * strength  # arms lie behind the glass
     metal = _FRAME_COLOURS[int(rng.integers(len(_FRAME_COLOURS)))] * rng.uniform(0.7, 1.2)
     frame_picture = surface(rng, scene, metal, grain=0.02)
     alpha = np.maximum(frame, lens_mask * opacity)

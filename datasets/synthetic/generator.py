@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -14,32 +14,33 @@ from .background import sample_background
 from .clothes import Outfit, sample_outfit
 from .expressions import sample_expression
 from .features import paint_eyes, paint_mouth
+from .fields import LUMA, smooth_noise
 from .lighting import Light, sample_light
 from .occluders import sample_occluders
 from .pose import CROP, crop_pose, sample_rotation
 from .render import (FACE, HAIR, OCCLUSION, SIZE, SUPERSAMPLING, HeadRenderer, clothes_behind, fill_gaps,
                      ground_truth_albedo, reduce_labels)
 from .scene import Scene, lay_over
-from .skin import paint_skin, sample_complexion
-from .worn import Canvas, Wardrobe, put_on, shadow_of
+from .skin import paint_skin, sample_complexion, sample_hair_colour
+from .worn import STREAKS, Canvas, HairDo, Wardrobe, put_on, shadow_of
 
 SPLITS = ("train", "val", "test")
 GRAY_PHOTOS = 0.05
-_STREAMS = ("identity", "expression", "pose", "skin", "light", "style", "occluders", "background", "camera")
+_STREAMS = ("identity", "expression", "pose", "skin", "light", "style", "occluders", "background", "camera", "hair")
 _SAMPLE_EYE_DISTANCE = 62e3  # um
+_HAT_SLACK = 15e3  # um by which a head may be too large for a hat without coming through
 
 
 @dataclass(frozen=True)
 class Style:
     """What the person wears. hair: index of the style or -1; hat: index or -1; lash: index or -1; buzz_cut in [0, 1];
-    alpha_cut: opacity of the hair below which it vanishes; outfit: the clothes.
+    outfit: the clothes.
     """
 
     hair: int
     hat: int
     lash: int
     buzz_cut: float
-    alpha_cut: float
     outfit: Outfit
 
 
@@ -61,7 +62,7 @@ def sample_style(rng: np.random.Generator, wardrobe: Wardrobe, occluders: bool, 
     cover = wardrobe.hair_cover
     hair, hat, buzz_cut = -1, -1, 0.0
     if len(cover) and rng.random() < 0.86:
-        odds = np.where(cover < 0.03, 1.0, np.where(cover < 0.2, 0.7, np.where(cover < 0.35, 0.2, 0.0)))
+        odds = np.where(cover < 0.03, 1.0, np.where(cover < 0.2, 0.7, np.where(cover < 0.5, 0.2, 0.1)))
         if not occluders:
             odds = (cover <= max(0.03, cover.min())).astype(float)
         hair = int(rng.choice(len(cover), p=odds / odds.sum()))
@@ -74,7 +75,19 @@ def sample_style(rng: np.random.Generator, wardrobe: Wardrobe, occluders: bool, 
     lashes = wardrobe.layers.get("lash", [])
     lash = int(rng.integers(len(lashes))) if lashes and rng.random() < 0.6 else -1
     outfit = sample_outfit(rng)
-    return Style(hair, hat, lash, buzz_cut, float(rng.uniform(0.1, 0.35)), outfit.gray() if gray else outfit)
+    return Style(hair, hat, lash, buzz_cut, outfit.gray() if gray else outfit)
+
+
+def sample_hair_do(rng: np.random.Generator, gray: bool) -> HairDo:
+    """Side, fullness, length and streaks of the hair."""
+    second = sample_hair_colour(rng, 2.0)
+    if gray:
+        second = np.repeat(second @ LUMA, 3)
+    noise = smooth_noise(rng, 1, STREAKS, (rng.uniform(6, 24), rng.uniform(40, 120)))[0]
+    streaks = np.clip(0.35 * noise + rng.uniform(-0.6, 0.4), 0, 1) * rng.uniform(0, 0.8)
+    length = rng.uniform(0.45, 1.25) if rng.random() < 0.6 else 1.0
+    return HairDo(bool(rng.random() < 0.5), 1 + 0.25 * float(rng.beta(1, 2)), float(length),
+                  float(rng.uniform(0.1, 0.35)), np.float32(second), streaks.astype(np.float32))
 
 
 class FaceGenerator:
@@ -156,11 +169,12 @@ class FaceGenerator:
             background = np.repeat(background.mean(-1, keepdims=True), 3, axis=-1)
         background = clothes_behind(rng["background"], background, head, style.outfit.colour, light)
         covered = head.depth > -np.inf
-        canvas = Canvas(np.where(covered[..., None], head.picture, background), head.depth, head.face,
+        canvas = Canvas(np.where(covered[..., None], head.picture, background), head.depth.copy(), head.face,
                         np.zeros_like(covered), np.zeros_like(covered))
         outline = cv2.dilate(head.head.astype(np.uint8), np.ones((15, 15), np.uint8)).astype(np.float32)
         if not clean:
-            self._dress(rng["style"], canvas, head, vertices, pose, light, complexion, style, outline)
+            hair_do = sample_hair_do(rng["hair"], complexion.gray)
+            self._dress(rng["style"], canvas, head, vertices, pose, light, complexion, style, hair_do, outline)
         picture = cv2.resize(canvas.picture, (CROP, CROP), interpolation=cv2.INTER_AREA)
         labels = reduce_labels(canvas.face, canvas.hidden, canvas.hair)
         if occluders and not clean:
@@ -168,21 +182,26 @@ class FaceGenerator:
             picture = self._occlude(rng["occluders"], scene, picture, labels, complexion.gray)
         return picture, labels
 
-    def _dress(self, rng, canvas, head, vertices, pose, light, complexion, style, outline):
+    def _dress(self, rng, canvas, head, vertices, pose, light, complexion, style, hair_do, outline):
         """Lashes, hair and hat, in place; hair over the face and hats within the head's outline hide it."""
-        layers = self.wardrobe.layers
+        layers, where = self.wardrobe.layers, (vertices.mean(axis=0), pose, SUPERSAMPLING, light)
         if style.lash >= 0:
-            put_on(canvas, layers["lash"][style.lash], vertices, pose, SUPERSAMPLING, light, complexion.hair * 0.4, 0.3)
+            worn = layers["lash"][style.lash]
+            put_on(canvas, worn, worn.layer.positions(vertices), *where, complexion.hair * 0.4, 0.3)
         reach = _SAMPLE_EYE_DISTANCE * pose.scale * SUPERSAMPLING * rng.uniform(0.03, 0.12)
         if style.hair >= 0:
-            cover = put_on(canvas, layers["hair"][style.hair], vertices, pose, SUPERSAMPLING, light, complexion.hair,
-                           style.alpha_cut)
+            worn = layers["hair"][style.hair]
+            points = hair_do.positions(worn.layer, self.atlas.head, vertices)
+            cover = put_on(canvas, worn, points, *where, complexion.hair, hair_do.alpha_cut, hair_do)
             lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hair |= (cover > 0.5) & head.surface
             canvas.hidden |= canvas.hair
         if style.hat >= 0:
-            cover = put_on(canvas, layers["hat"][style.hat], vertices, pose, SUPERSAMPLING, light, None, 0.3)
+            worn = layers["hat"][style.hat]
+            over_hair = replace(canvas, depth=head.depth - _HAT_SLACK)  # a hat presses the hair down
+            cover = put_on(over_hair, worn, worn.layer.positions(vertices), *where, None, 0.3)
+            canvas.depth = np.where(cover > 0.5, over_hair.depth, canvas.depth)
             lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & (outline > 0.5)

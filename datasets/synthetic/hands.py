@@ -11,8 +11,8 @@ from .fields import blend, draw_polygons
 from .scene import Patch, Scene, relief_normals, surface
 
 # Lengths in units of the eye distance (about 62 mm).
-_FINGER_LENGTH = (1.05, 1.25, 1.3, 1.2, 0.95)  # thumb, index, middle, ring, little
-_FINGER_RADIUS = (0.175, 0.15, 0.155, 0.145, 0.125)
+_FINGER_LENGTH = (1.25, 1.3, 1.2, 0.95)  # index, middle, ring, little
+_FINGER_RADIUS = (0.15, 0.155, 0.145, 0.125)
 _KNUCKLE_STEP = 0.29
 
 
@@ -72,8 +72,8 @@ def hand(rng: np.random.Generator, scene: Scene) -> Patch:
         place = (finger - 2.5) * _KNUCKLE_STEP * unit
         base = knuckles + side * place - forward * abs(finger - 2.3) * 0.07 * unit
         angle = direction + spread * (finger - 2.5) * handed
-        joints = _finger_joints(rng, base, angle, _FINGER_LENGTH[finger] * unit)
-        radius = _FINGER_RADIUS[finger] * unit
+        joints = _finger_joints(rng, base, angle, _FINGER_LENGTH[finger - 1] * unit)
+        radius = _FINGER_RADIUS[finger - 1] * unit
         for part in range(3):
             radii = radius * (1 - 0.09 * part), radius * (0.91 - 0.09 * part)
             _capsule_relief(height, joints[part], joints[part + 1], radii)

@@ -11,12 +11,11 @@ from .scene import Patch, Scene
 
 # Name, function, relative frequency.
 OCCLUDERS = (
-    ("glasses", glasses, 0.25), ("hand", hand, 0.14), ("medical_mask", medical_mask, 0.25),
-    ("balaclava", balaclava, 0.05),
-    ("scarf", scarf, 0.05), ("microphone", microphone, 0.06), ("cup", cup, 0.04),
-    ("hair_strands", hair_strands, 0.10), ("abstract_shape", abstract_shape, 0.11),
+    ("balaclava", balaclava, 0.05), ("medical_mask", medical_mask, 0.25), ("scarf", scarf, 0.05),
+    ("hair_strands", hair_strands, 0.10), ("glasses", glasses, 0.25), ("cup", cup, 0.04),
+    ("microphone", microphone, 0.06), ("hand", hand, 0.14), ("abstract_shape", abstract_shape, 0.11),
 )
-FREE_FACES = 0.45  # share of the faces that nothing but their own hair hides
+FREE_FACES = 0.45  # share of the faces that nothing but their own hair, or a hat, hides
 TWO_OCCLUDERS = 0.15  # share of the others that get two
 
 

@@ -49,11 +49,16 @@ def sample_complexion(rng: np.random.Generator, atlas: Atlas, gray: bool) -> Com
     keep = rng.uniform(0, 0.5)
     tone = np.float32(np.clip(tone * (1 - keep) + own * keep, 0.08, 0.95))
     skin = np.minimum(skin * np.float32(tone / own), 0.985)
-    odds = _HAIR_ODDS * np.where(np.arange(len(_HAIR)) < 3, 1 + position, np.exp(-0.4 * max(position - 2, 0)))
-    hair = _HAIR[int(rng.choice(len(_HAIR), p=odds / odds.sum()))] * np.float32(rng.uniform(0.75, 1.25))
+    hair = sample_hair_colour(rng, position)
     if gray:
         skin, tone, hair = (np.repeat((x @ LUMA)[..., None], 3, axis=-1) for x in (skin, tone, hair))
     return Complexion(np.ascontiguousarray(skin, np.float32), tone, np.float32(hair), gray)
+
+
+def sample_hair_colour(rng: np.random.Generator, position: float) -> np.ndarray:
+    """Display RGB (3,); position: of the skin among _TONES, from 0, the fairest: dark skin goes with dark hair."""
+    odds = _HAIR_ODDS * np.where(np.arange(len(_HAIR)) < 3, 1 + position, np.exp(-0.4 * max(position - 2, 0)))
+    return _HAIR[int(rng.choice(len(_HAIR), p=odds / odds.sum()))] * np.float32(rng.uniform(0.75, 1.25))
 
 
 def _coarse(values: np.ndarray) -> np.ndarray:
@@ -80,9 +85,7 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
     grain = smooth_noise(rng, HEIGHT, WIDTH, (WIDTH / 4, WIDTH / 2))
     paint = paint * (1 + rng.gamma(1.5, 0.005) * grain)[..., None]
     if rng.random() < 0.1:
-        noise = smooth_noise(rng, HEIGHT, WIDTH, (110.0,)) + 0.6 * atlas.attributes["blush"]
-        freckles = np.clip((noise - rng.uniform(1.3, 2.0)) * 1.5, 0, 1)
-        paint = paint * (1 - rng.uniform(0.1, 0.3) * freckles[..., None] * np.float32([0.6, 1.0, 1.2]))
+        paint = paint * (1 - _freckles(rng, atlas)[..., None] * np.float32([0.6, 1.0, 1.2]))
     for _ in range(int(rng.poisson(0.8))):
         row, column = int(rng.integers(20, HEIGHT - 20)), int(rng.integers(60, WIDTH - 60))
         radius = rng.uniform(0.5, 1.5) * DETAIL
@@ -93,6 +96,15 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
         if window.shape[:2] == spot.shape:
             window *= (1 - spot[..., None] * np.float32([0.75, 1.0, 1.0])).astype(np.float32)
     return paint
+
+
+def _freckles(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
+    """How much darker freckles make the skin, (H, W) in [0, 0.3]: most on nose and cheeks, none at the face's edge."""
+    high = smooth_noise(rng, 3 * HEIGHT // 2, WIDTH, (110.0, 180.0))  # the map is higher on the face than here
+    spots = np.clip((cv2.resize(high, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) - rng.uniform(0.9, 1.6)) * 1.5, 0, 1)
+    patches = np.clip(0.7 + 0.5 * smooth_noise(rng, HEIGHT, WIDTH, (12.0,)), 0, 1)
+    cheeks = np.clip(1.6 * cv2.GaussianBlur(atlas.attributes["blush"], (0, 0), 14 * DETAIL), 0, 1)
+    return rng.uniform(0.08, 0.3) * spots * patches * cheeks
 
 
 def _wrinkles(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> None:
