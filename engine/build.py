@@ -32,7 +32,7 @@ PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says ot
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
 NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
-              "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair",)}  # keys of --loss-options
+              "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair", "only_decoder")}  # keys of --loss-options
 # Options that count in some trainings only: those trainings in words, whether settings are of one, and the options.
 _COUNT_FOR = (
     ("--stage inpainter", lambda settings: settings.stage == "inpainter",
@@ -547,12 +547,20 @@ def _occlusion_stage(settings: Any, train_set: Dataset) -> Stage:
     if tells_hair and not network.knows_hair:
         network.learn_hair()
     weights = dict(settings.loss_options)
-    only_hair = bool(weights.pop("only_hair", 0))
-    if only_hair and not tells_hair:
+    only = _only(weights, "hair", "decoder")
+    if only == "hair" and not tells_hair:
         raise UserError("--loss-options only_hair: these faces do not tell hair; write them anew with "
                         "python -m datasets.synthetic")
     network.reduction, network.class_weights = _train_size(settings) / WINDOW_SIZE, CLASS_WEIGHTS
-    return OcclusionStage(network, weights, only_hair)
+    return OcclusionStage(network, weights, only)
+
+
+def _only(weights: dict[str, Any], *parts: str) -> str:
+    """Which part alone --loss-options asks to be trained, or ""; takes these options out of the weights."""
+    asked = [part for part in parts if weights.pop(f"only_{part}", 0)]
+    if len(asked) > 1:
+        raise UserError(f"--loss-options: only_{asked[0]} trains less than only_{asked[1]}: leave one of them out")
+    return "".join(asked)
 
 
 def _train_size(settings: Any) -> int:
@@ -612,9 +620,7 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
         raise UserError("--stage refiner corrects the mixed fill of real faces: say where they are with --portraits "
                         "DIR")
     weights = dict(settings.loss_options)
-    only = [part for part in ("beside", "decoder") if weights.pop(f"only_{part}", 0)]
-    if len(only) > 1:
-        raise UserError("--loss-options: only_beside trains less than only_decoder: leave one of them out")
+    only = _only(weights, "beside", "decoder")
     encoder, model, _ = _load_geometry(settings)
     network = fold_for_inference(_known_network(settings.recon_ckpt, "--recon-ckpt").on(model))
     prior = _known_linear(settings).on(model)
@@ -630,7 +636,7 @@ def _refiner_stage(settings: Any, train_set: Dataset) -> Stage:
     for linear in models:
         linear.eyes = prior.eyes  # one portrait's detail, which all completions get
     return RefinerStage(completion, _new_refiner(settings), network, prior, models, folds, weights,
-                        only="".join(only))
+                        only=only)
 
 
 def _new_refiner(settings: Any) -> torch.nn.Module:

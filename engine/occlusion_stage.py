@@ -31,19 +31,23 @@ COLOURS = ((0.1, 0.9, 0.1), (0.9, 0.1, 0.1), (0.1, 0.1, 0.9))  # of the labels i
 class OcclusionStage(Stage):
     """The occlusion net on items {"image", "labels"}; trained on 224 px windows, validated on whole crops.
 
-    A net with heads for hair learns them from items that have "hair" (1 where occlusion is hair, else 0), too; with
-    only_hair nothing else changes, not even the statistics of its norms.
+    A net with heads for hair learns them from items that have "hair" (1 where occlusion is hair, else 0), too.
+    only: "hair", the heads alone, or "decoder", they and all that is finer than 1/16 of the pictures, a fifth of the
+    weights: nothing else changes, not even the statistics of norms; "" for everything.
     """
 
     name, metric, higher_is_better = "occlusion", "mean_iou", True
     validation_items = 128
     gradient_clip = 20.0
 
-    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None, only_hair: bool = False):
+    def __init__(self, occlusion: nn.Module, weights: Mapping[str, float] | None = None, only: str = ""):
         super().__init__({"occlusion": occlusion}, {**DEFAULT_WEIGHTS, **(weights or {})})
-        self._compiled_scores, self.only_hair = None, only_hair
-        if only_hair:
-            occlusion.requires_grad_(False)
+        self._compiled_scores, self.only = None, only
+        parts = {"hair": [occlusion], "decoder": [occlusion.inlet, occlusion.down, occlusion.up[0]]} if only else {}
+        self._left_alone = parts.get(only, [])
+        for part in self._left_alone:
+            part.requires_grad_(False)
+        if only == "hair":
             occlusion.hair_heads.requires_grad_(True)
 
     def metadata(self) -> dict[str, Any]:
@@ -60,11 +64,11 @@ class OcclusionStage(Stage):
         truth = [batch["labels"], *([batch["hair"]] if "hair" in batch else [])]
         labels, *hair = change.warp(torch.stack(truth, 1).float(), mode="nearest").round().long().unbind(1)
         network, losses = self.networks["occlusion"], {}
-        if self.only_hair:
-            network.eval()
+        for part in self._left_alone:
+            part.eval()
         with autocast():
             logits, score = (self._compiled_scores or network.scores)(image)
-        if not self.only_hair:
+        if self.only != "hair":
             logits = logits.float()
             losses = {"cross_entropy": balanced_cross_entropy(logits, labels), "dice": dice_loss(logits, labels)}
         if hair and score is not None:

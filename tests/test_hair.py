@@ -68,7 +68,7 @@ def test_only_the_heads_learn_hair():
     batch["image"][..., :128] //= 2  # to tell it by
     network = OcclusionNet(reduction=64 / 224, knows_hair=True)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    stage = OcclusionStage(network, only_hair=True)
+    stage = OcclusionStage(network, only="hair")
     network.train()
     optimiser = torch.optim.Adam(network.parameters(), 3e-2)
     for step in range(40):
@@ -80,6 +80,25 @@ def test_only_the_heads_learn_hair():
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("hair_heads") for name in changed)
     assert stage.validate({"occlusion": network}, batch, [], nullcontext).shape == (9,)
+
+
+def test_the_finer_part_of_the_decoder_learns_alone():
+    torch.manual_seed(0)
+    batch = default_collate([SmallFaces(2)[index] for index in range(2)])
+    network = OcclusionNet(reduction=64 / 224, knows_hair=True)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stage = OcclusionStage(network, only="decoder")
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for step in range(2):
+        network.train()
+        losses, _ = stage.losses({**batch, "hair": torch.zeros_like(batch["labels"])},
+                                 face_generators((step,), range(2)), nullcontext, step)
+        sum(losses.values()).backward()
+        optimiser.step()
+    changed = {name.split(".")[0] + "." + name.split(".")[1] for name, value in network.state_dict().items()
+               if not torch.equal(value, before[name])}
+    heads = {f"hair_heads.{number}" for number in range(5)}
+    assert changed - heads == {"up.1", "up.2", "up.3", "up.4", "output.weight", "output.bias"} and changed & heads
 
 
 def test_hair_is_learnt_beside_the_labels_where_items_tell_it():
@@ -109,7 +128,7 @@ def test_a_net_gets_heads_for_hair_from_faces_that_tell_it(tmp_path):
     for item, knows in (({"hair": 0}, True), ({}, False)):
         assert build.build_stage(settings, [item]).networks["occlusion"].knows_hair is knows
     settings = settings.replace(loss_options={"only_hair": 1})
-    assert build.build_stage(settings, [{"hair": 0}]).only_hair
+    assert build.build_stage(settings, [{"hair": 0}]).only == "hair"
     with pytest.raises(UserError, match="only_hair: these faces do not tell hair"):
         build.build_stage(settings, [{}])
 
