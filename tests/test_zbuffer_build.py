@@ -67,6 +67,19 @@ def test_without_a_compiler_the_reference_answers_after_one_warning(tmp_path):
     assert "PyTorch reference" in errors and "no C++ compiler was found (no-such-compiler)" in errors
 
 
+@pytest.mark.parametrize("command, found", [("env g++", ["env", "g++"]), ("'env' -u 'A B'", ["env", "-u", "A B"])])
+def test_the_compiler_may_be_several_words(monkeypatch, command, found):
+    monkeypatch.setenv("CXX", command)
+    words = native._cpu_command()[0]
+    assert [Path(words[0]).name, *words[1:]] == [*found, *native.CPU_OPTIONS]
+
+
+def test_a_compiler_that_is_no_command_is_told(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ 'unfinished")
+    with pytest.raises(native.BuildError, match="CXX is no command"):
+        native._cpu_command()
+
+
 def test_insisting_on_a_backend_that_cannot_be_built_is_an_error(tmp_path):
     code = DRAW.replace("(5, 6))", "(5, 6), backend='cpu')")
     process = start(code, tmp_path, CXX="no-such-compiler")

@@ -4,10 +4,10 @@ Libraries are plain shared objects, named after a hash of their sources and opti
 old library. They are looked for in the installed package ``zbuffer_native``, then in the cache folder
 (``ZBUFFER_CACHE``, else ``~/.cache/zbuffer``), and are compiled there if missing.
 
-Environment: ``CXX`` the C++ compiler; ``CUDA_HOME`` the CUDA toolkit; ``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for,
-as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never builds the CUDA unit, "1" insists on it in setup.py.
-``ZBUFFER_SANITIZE`` "1" builds the CPU unit with AddressSanitizer and UBSan, for a process with their runtimes loaded
-(see tests/test_fuzz.py).
+Environment: ``CXX`` the C++ compiler, several words if need be ("ccache g++"); ``CUDA_HOME`` the CUDA toolkit;
+``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for, as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never
+builds the CUDA unit, "1" insists on it in setup.py. ``ZBUFFER_SANITIZE`` "1" builds the CPU unit with AddressSanitizer
+and UBSan, for a process with their runtimes loaded (see tests/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -184,11 +185,15 @@ def _cuda_home():
 
 def _cpu_command():
     """The compiler with its options, and the libraries to link."""
-    named = os.environ.get("CXX")
-    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    try:
+        words = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX is no command: {error}") from None
+    programs = words[:1] or ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, programs)), None)
     if compiler is None:
-        raise BuildError(f"no C++ compiler was found ({named or 'c++, g++, clang++'})")
-    return [compiler, *CPU_OPTIONS], []
+        raise BuildError(f"no C++ compiler was found ({', '.join(programs)})")
+    return [compiler, *words[1:], *CPU_OPTIONS], []
 
 
 def _cuda_command():
