@@ -139,6 +139,17 @@ def test_an_installed_library_for_other_gpus_is_passed_over(tmp_path, monkeypatc
     assert native._installed("cpu") is None
 
 
+def test_a_cached_cuda_library_needs_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setattr(native, "cuda_problem", lambda: "no CUDA compiler (nvcc) was found")
+    monkeypatch.setenv("ZBUFFER_CACHE", str(tmp_path))
+    with pytest.raises(native.BuildError, match="no CUDA compiler"):
+        native.find_or_build("cuda")
+    library = tmp_path / native.library_name("cuda")
+    library.write_bytes(b"")
+    assert native.find_or_build("cuda") == library
+
+
 def test_check_skips_without_cuda(monkeypatch, capsys):
     monkeypatch.setenv("ZBUFFER_CUDA", "0")
     assert build.main(["--cuda"]) == 0

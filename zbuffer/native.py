@@ -49,11 +49,11 @@ def find_or_build(unit) -> Path:
     if installed is not None:
         return installed
     folder = _cache_folder()
-    if unit == "cuda":
-        _require_cuda()
     path = folder / library_name(unit)
     if path.exists():
         return path
+    if unit == "cuda":
+        _require_cuda()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f"{unit}.lock"):
         if not path.exists():  # another process may have built it meanwhile
