@@ -42,6 +42,37 @@ def test_several_processes_compile_once_and_agree(tmp_path):
     assert [path.name for path in tmp_path.glob("*.so")] == [native.library_name("cpu")]
 
 
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A cache folder that cannot be written (not even with a superuser's rights) and the system's temporary folder."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "temporary").mkdir()
+
+    def refuse(dir):
+        raise PermissionError(dir)
+
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setattr(native.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("ZBUFFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_library_in_a_read_only_cache_is_used(read_only, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    library = read_only / "cache" / native.library_name("cpu")
+    library.write_bytes(b"")
+    with native.find_or_build("cpu") as path:
+        assert path == library
+
+
+def test_where_nothing_can_be_kept_nothing_is_left(read_only, monkeypatch):
+    monkeypatch.setattr(native, "build", lambda unit, folder: (folder / native.library_name(unit)).write_bytes(b""))
+    with native.find_or_build("cpu") as path:
+        assert path.exists() and read_only / "temporary" in path.parents
+    assert not list((read_only / "temporary").iterdir())
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_killed_build_does_not_stop_the_next(tmp_path):
@@ -143,11 +174,12 @@ def test_a_cached_cuda_library_needs_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_installed", lambda unit: None)
     monkeypatch.setattr(native, "cuda_problem", lambda: "no CUDA compiler (nvcc) was found")
     monkeypatch.setenv("ZBUFFER_CACHE", str(tmp_path))
-    with pytest.raises(native.BuildError, match="no CUDA compiler"):
-        native.find_or_build("cuda")
+    with pytest.raises(native.BuildError, match="no CUDA compiler"), native.find_or_build("cuda"):
+        pass
     library = tmp_path / native.library_name("cuda")
     library.write_bytes(b"")
-    assert native.find_or_build("cuda") == library
+    with native.find_or_build("cuda") as path:
+        assert path == library
 
 
 def test_check_skips_without_cuda(monkeypatch, capsys):
@@ -180,7 +212,7 @@ def test_installed_libraries_are_used_from_the_repository_root(tmp_path, way):
     command = {"setup.py install": ["setup.py", "install"],
                "pip install": ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "."]}[way]
     subprocess.run([python, *command], cwd=sources, check=True, capture_output=True)
-    find = "from zbuffer import native; print(native.find_or_build('cpu'))"
+    find = "from zbuffer import native\nwith native.find_or_build('cpu') as path: print(path)"
     for folder, path in ((ROOT, str(ROOT)), (tmp_path / "venv", "")):
         environment = {**os.environ, "CXX": "no-such-compiler", "ZBUFFER_CACHE": str(tmp_path), "PYTHONPATH": path}
         run = subprocess.run([python, "-W", "error::RuntimeWarning", "-c", DRAW + find], cwd=folder, env=environment,

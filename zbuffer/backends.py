@@ -60,7 +60,8 @@ def load(unit):
     with _lock:
         if unit not in _libraries:
             try:
-                _libraries[unit] = ctypes.CDLL(str(native.find_or_build(unit)))
+                with native.find_or_build(unit) as path:
+                    _libraries[unit] = ctypes.CDLL(str(path))
             except native.BuildError as error:
                 _libraries[unit] = error
             except OSError as error:

@@ -43,24 +43,26 @@ class BuildError(RuntimeError):
     """A unit cannot be compiled; the message says why."""
 
 
-def find_or_build(unit) -> Path:
-    """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError."""
-    installed = _installed(unit)
-    if installed is not None:
-        return installed
-    folder = _cache_folder()
-    path = folder / library_name(unit)
-    if path.exists():
-        return path
+@contextlib.contextmanager
+def find_or_build(unit):
+    """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError.
+
+    To be loaded within the context: where it cannot be kept for other processes, its file is gone afterwards.
+    """
+    path = _installed(unit) or _cached(unit)
+    if path is not None:
+        yield path
+        return
     if unit == "cuda":
         _require_cuda()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f"{unit}.lock"):
-        if not path.exists():  # another process may have built it meanwhile
-            took = "a few seconds" if unit == "cpu" else "a minute or two"
-            print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
-            build(unit, folder)
-    return path
+    with _writable_folder() as folder:
+        path = folder / library_name(unit)
+        with _locked(folder / f"{unit}.lock"):
+            if not path.exists():  # another process may have built it meanwhile
+                took = "a few seconds" if unit == "cpu" else "a minute or two"
+                print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
+                build(unit, folder)
+        yield path
 
 
 def _installed(unit) -> Path | None:
@@ -213,15 +215,35 @@ def _cuda_command():
     return compiler, libraries
 
 
-def _cache_folder():
+def _cached(unit) -> Path | None:
+    """UNIT's library in the cache folder, which may be one that is only read."""
+    path = _cache_folder() / library_name(unit)
+    return path if os.access(path, os.R_OK) else None
+
+
+def _cache_folder() -> Path:
     named = os.environ.get("ZBUFFER_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+
+
+@contextlib.contextmanager
+def _writable_folder():
+    """The cache folder; where nothing can be written there, one that lasts as long as the context."""
+    folder = _cache_folder()
+    if _is_writable(folder):
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="zbuffer-") as scratch:
+            yield Path(scratch)
+
+
+def _is_writable(folder) -> bool:
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=base):
-            return base
-    except OSError:  # a read-only home: compile for this process alone
-        return Path(tempfile.mkdtemp(prefix="zbuffer-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
