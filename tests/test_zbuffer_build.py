@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -71,6 +72,18 @@ def test_where_nothing_can_be_kept_nothing_is_left(read_only, monkeypatch):
     with native.find_or_build("cpu") as path:
         assert path.exists() and read_only / "temporary" in path.parents
     assert not list((read_only / "temporary").iterdir())
+
+
+def test_a_user_without_a_home_folder_is_served_as_one_who_cannot_write_there(read_only, monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("ZBUFFER_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(native, "build", lambda unit, folder: (folder / native.library_name(unit)).write_bytes(b""))
+    with native.find_or_build("cpu") as path:
+        assert read_only / "temporary" in path.parents
 
 
 @pytest.mark.slow

@@ -217,20 +217,28 @@ def _cuda_command():
 
 def _cached(unit) -> Path | None:
     """UNIT's library in the cache folder, which may be one that is only read."""
-    path = _cache_folder() / library_name(unit)
-    return path if os.access(path, os.R_OK) else None
+    folder = _cache_folder()
+    if folder is None or not os.access(folder / library_name(unit), os.R_OK):
+        return None
+    return folder / library_name(unit)
 
 
-def _cache_folder() -> Path:
+def _cache_folder() -> Path | None:
+    """None for a user without a home folder."""
     named = os.environ.get("ZBUFFER_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    if named:
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager
 def _writable_folder():
     """The cache folder; where nothing can be written there, one that lasts as long as the context."""
     folder = _cache_folder()
-    if _is_writable(folder):
+    if folder is not None and _is_writable(folder):
         yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="zbuffer-") as scratch:
