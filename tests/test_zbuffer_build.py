@@ -86,6 +86,16 @@ def test_a_user_without_a_home_folder_is_served_as_one_who_cannot_write_there(re
         assert read_only / "temporary" in path.parents
 
 
+def test_the_cache_may_be_the_current_folder(tmp_path, monkeypatch):
+    """The loader looks for a name without a folder elsewhere."""
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setenv("ZBUFFER_CACHE", ".")
+    monkeypatch.chdir(tmp_path)
+    Path(native.library_name("cpu")).write_bytes(b"")
+    with native.find_or_build("cpu") as path:
+        assert path.is_absolute() and path.samefile(native.library_name("cpu"))
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_killed_build_does_not_stop_the_next(tmp_path):

@@ -227,7 +227,7 @@ def _cache_folder() -> Path | None:
     """None for a user without a home folder."""
     named = os.environ.get("ZBUFFER_CACHE")
     if named:
-        return Path(named)
+        return Path(named).absolute()  # the loader looks for a bare name elsewhere
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
     except RuntimeError:
