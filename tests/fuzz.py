@@ -322,8 +322,8 @@ def fuzz_pickles(rng: Rng, folder: Path) -> None:
 
 # ---- meshes ----------------------------------------------------------------------------------------------------------
 
-NUMBERS = [0.0, -0.0, 0.5, 1.0, 7.0, -3.0, 39.0, 1e-40, 1e-300, 1e6, -1e6, 2.0 ** 31, 1e18, 1e30, -1e38, 3.4028234e38,
-           1e300, math.inf, -math.inf, math.nan]
+NUMBERS = [0.0, -0.0, 0.5, 1.0, 7.0, -3.0, 39.0, 1e-40, 1e-300, 1e6, -1e6, 2.0 ** 31, 1e18, -1e20, 1e22, 1e30, -1e38,
+           3.4028234e38, 1e300, math.inf, -math.inf, math.nan]
 
 
 def random_mesh(rng: Rng) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], bool]:
@@ -334,7 +334,7 @@ def random_mesh(rng: Rng) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], 
     if rng.random() < 0.4:
         vertices = vertices.round()  # edges through pixel centres, equal depths
     if rng.random() < 0.3:
-        vertices = vertices * 10.0 ** rng.uniform(-6, 12)
+        vertices = vertices * 10.0 ** rng.uniform(-6, 24)
     if count and rng.random() < 0.5:
         bad = rng.random(vertices.shape) < rng.choice([0.02, 0.3])
         vertices[bad] = rng.choice(NUMBERS, bad.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -42,6 +43,59 @@ def test_several_processes_compile_once_and_agree(tmp_path):
     assert [path.name for path in tmp_path.glob("*.so")] == [native.library_name("cpu")]
 
 
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A cache folder that cannot be written (not even with a superuser's rights) and the system's temporary folder."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "temporary").mkdir()
+
+    def refuse(dir):
+        raise PermissionError(dir)
+
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setattr(native.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("ZBUFFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_library_in_a_read_only_cache_is_used(read_only, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    library = read_only / "cache" / native.library_name("cpu")
+    library.write_bytes(b"")
+    with native.find_or_build("cpu") as path:
+        assert path == library
+
+
+def test_where_nothing_can_be_kept_nothing_is_left(read_only, monkeypatch):
+    monkeypatch.setattr(native, "build", lambda unit, folder: (folder / native.library_name(unit)).write_bytes(b""))
+    with native.find_or_build("cpu") as path:
+        assert path.exists() and read_only / "temporary" in path.parents
+    assert not list((read_only / "temporary").iterdir())
+
+
+def test_a_user_without_a_home_folder_is_served_as_one_who_cannot_write_there(read_only, monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    for name in ("ZBUFFER_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(native, "build", lambda unit, folder: (folder / native.library_name(unit)).write_bytes(b""))
+    with native.find_or_build("cpu") as path:
+        assert read_only / "temporary" in path.parents
+
+
+def test_the_cache_may_be_the_current_folder(tmp_path, monkeypatch):
+    """The loader looks for a name without a folder elsewhere."""
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setenv("ZBUFFER_CACHE", ".")
+    monkeypatch.chdir(tmp_path)
+    Path(native.library_name("cpu")).write_bytes(b"")
+    with native.find_or_build("cpu") as path:
+        assert path.is_absolute() and path.samefile(native.library_name("cpu"))
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_killed_build_does_not_stop_the_next(tmp_path):
@@ -65,6 +119,19 @@ def test_without_a_compiler_the_reference_answers_after_one_warning(tmp_path):
     assert output == "10\n", errors
     assert errors.count("RuntimeWarning") == 1
     assert "PyTorch reference" in errors and "no C++ compiler was found (no-such-compiler)" in errors
+
+
+@pytest.mark.parametrize("command, found", [("env g++", ["env", "g++"]), ("'env' -u 'A B'", ["env", "-u", "A B"])])
+def test_the_compiler_may_be_several_words(monkeypatch, command, found):
+    monkeypatch.setenv("CXX", command)
+    words = native._cpu_command()[0]
+    assert [Path(words[0]).name, *words[1:]] == [*found, *native.CPU_OPTIONS]
+
+
+def test_a_compiler_that_is_no_command_is_told(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ 'unfinished")
+    with pytest.raises(native.BuildError, match="CXX is no command"):
+        native._cpu_command()
 
 
 def test_insisting_on_a_backend_that_cannot_be_built_is_an_error(tmp_path):
@@ -126,6 +193,18 @@ def test_an_installed_library_for_other_gpus_is_passed_over(tmp_path, monkeypatc
     assert native._installed("cpu") is None
 
 
+def test_a_cached_cuda_library_needs_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_installed", lambda unit: None)
+    monkeypatch.setattr(native, "cuda_problem", lambda: "no CUDA compiler (nvcc) was found")
+    monkeypatch.setenv("ZBUFFER_CACHE", str(tmp_path))
+    with pytest.raises(native.BuildError, match="no CUDA compiler"), native.find_or_build("cuda"):
+        pass
+    library = tmp_path / native.library_name("cuda")
+    library.write_bytes(b"")
+    with native.find_or_build("cuda") as path:
+        assert path == library
+
+
 def test_check_skips_without_cuda(monkeypatch, capsys):
     monkeypatch.setenv("ZBUFFER_CUDA", "0")
     assert build.main(["--cuda"]) == 0
@@ -156,7 +235,7 @@ def test_installed_libraries_are_used_from_the_repository_root(tmp_path, way):
     command = {"setup.py install": ["setup.py", "install"],
                "pip install": ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "."]}[way]
     subprocess.run([python, *command], cwd=sources, check=True, capture_output=True)
-    find = "from zbuffer import native; print(native.find_or_build('cpu'))"
+    find = "from zbuffer import native\nwith native.find_or_build('cpu') as path: print(path)"
     for folder, path in ((ROOT, str(ROOT)), (tmp_path / "venv", "")):
         environment = {**os.environ, "CXX": "no-such-compiler", "ZBUFFER_CACHE": str(tmp_path), "PYTHONPATH": path}
         run = subprocess.run([python, "-W", "error::RuntimeWarning", "-c", DRAW + find], cwd=folder, env=environment,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zbuffer
-from zbuffer import native
+from zbuffer import backends, native
 
 SHIM = Path(__file__).parent / "cuda_shim" / "shim.cpp"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -83,6 +83,15 @@ def test_first_index_that_is_no_vertex_is_reported(shim, bad):
         assert run(shim, vertices, triangles, (11, 9), seed=seed) == 7 * 3 + 2
 
 
+@pytest.mark.parametrize("kind, bad", [(torch.int64, 2**32), (torch.int64, -2**32 + 1), (torch.int64, 40),
+                                       (torch.int32, -1), (torch.uint64, 2**32)])
+def test_trusted_index_that_is_no_vertex_stays_none(shim, kind, bad):
+    """Nobody looks at it before the kernels, which leave out its triangle: it must not wrap around to a vertex."""
+    vertices, triangles = crowded_mesh(0)
+    triangles[7, 2] = bad
+    assert run(shim, vertices, backends.as_int32_unseen(triangles.to(kind), 40), (11, 9)) == 7 * 3 + 2
+
+
 def test_nothing_to_draw(shim):
     vertices, triangles = crowded_mesh(0)
     triangle, depth, barycentrics = run(shim, vertices, triangles[:0], (3, 4))
@@ -99,6 +108,8 @@ def test_gpu_equals_the_reference():
             assert torch.equal(ours.cpu(), theirs)
     with pytest.raises(ValueError, match="vertex 99"):
         zbuffer.rasterize(vertices.cuda(), triangles.new_tensor([[0, 1, 99]]).cuda(), (11, 9), backend="cuda")
+    nobodys = triangles.new_tensor([[2**32, 2**32 + 1, 2**32 + 2]]).cuda()
+    assert not zbuffer.rasterize(vertices.cuda(), nobodys, (11, 9), backend="cuda", trusted=True).mask.any()
 
 
 @pytest.mark.slow

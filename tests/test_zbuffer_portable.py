@@ -90,6 +90,15 @@ def test_far_outside_and_not_finite(kernel):
     assert_equals_the_reference(vertices, triangles, (20, 20))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coordinates_whose_products_overflow(kernel, dtype):
+    """From about 1e19 on an edge function in float32 may be Inf - Inf: the other two must not decide alone."""
+    generator = torch.Generator().manual_seed(7)
+    vertices = torch.randn((120, 3, 3), generator=generator, dtype=dtype)
+    vertices[..., :2] *= 10.0 ** torch.linspace(18, 23, 120, dtype=dtype)[:, None, None]
+    assert_equals_the_reference(vertices, torch.tensor([[0, 1, 2]]), (4, 4))
+
+
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 300])
 def test_any_number_of_triangles_and_the_last_vertex(kernel, count):
     """Vectors that are not full, and triangles all around the vertex that the memory of vertices ends with."""

@@ -288,7 +288,7 @@ def test_equals_pytorch3d():
         torch.testing.assert_close(raster.barycentrics[both], weights[:, :, :, 0][both], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8, torch.uint64])
 def test_other_types_and_layouts_give_the_same(kind):
     vertices, triangles = random_mesh(5, items=2)
     expected = zbuffer.rasterize(vertices, triangles, (24, 24))
@@ -306,6 +306,15 @@ def test_index_that_is_no_vertex(backend, bad):
     triangles = torch.tensor([[0, 1, 2], [0, bad, 1]])
     with pytest.raises(ValueError, match=f"refer to vertex {bad}, but the vertices are 0 to 2"):
         zbuffer.rasterize(vertices, triangles, (4, 4), backend=backend)
+
+
+@every_backend
+@pytest.mark.parametrize("kind, bad", [(torch.uint64, 2**32), (torch.uint64, 2**63), (torch.uint32, 2**32 - 1)])
+def test_unsigned_index_that_is_no_vertex(backend, kind, bad):
+    """None may wrap around to one that is: 2**32 to vertex 0."""
+    vertices, triangles = mesh([[0, 0, 0], [0, 4, 0], [4, 0, 0]])
+    with pytest.raises(ValueError, match="refer to vertex"):
+        zbuffer.rasterize(vertices, torch.tensor([[0, 1, 2], [bad, 1, 2]], dtype=kind), (4, 4), backend=backend)
 
 
 @every_backend

@@ -60,7 +60,8 @@ def load(unit):
     with _lock:
         if unit not in _libraries:
             try:
-                _libraries[unit] = ctypes.CDLL(str(native.find_or_build(unit)))
+                with native.find_or_build(unit) as path:
+                    _libraries[unit] = ctypes.CDLL(str(path))
             except native.BuildError as error:
                 _libraries[unit] = error
             except OSError as error:
@@ -81,7 +82,7 @@ def _run_compiled(unit, vertices, triangles, height, width, cull, trusted):
     if isinstance(library, native.BuildError):
         raise library
     reported = unit == "cpu" or not trusted  # looking at a GPU's indices would wait for it
-    triangles = as_int32(triangles, vertices.shape[1]) if reported else triangles.int().contiguous()
+    triangles = (as_int32 if reported else as_int32_unseen)(triangles, vertices.shape[1])
     vertices = vertices.detach().contiguous()
     items = vertices.shape[0]
     triangle = torch.empty((items, height, width), dtype=torch.int64, device=vertices.device)
@@ -146,9 +147,18 @@ def _argument(value):
 
 def as_int32(triangles, vertex_count):
     """Triangles as the compiled functions take them; ValueError where an index would wrap around."""
-    if triangles.dtype == torch.int64 and triangles.numel() and (triangles.amax() >= 2**31 or triangles.amin() < 0):
-        bad = triangles[(triangles < 0) | (triangles >= 2**31)][0]
-        _raise_bad_index(int(bad), vertex_count)
+    if triangles.dtype != torch.int32:
+        triangles = triangles.long()  # of unsigned types PyTorch knows no minimum
+        if triangles.numel() and (triangles.amax() >= 2**31 or triangles.amin() < 0):
+            bad = triangles[(triangles < 0) | (triangles >= 2**31)][0]
+            _raise_bad_index(int(bad), vertex_count)
+    return triangles.to(torch.int32).contiguous()
+
+
+def as_int32_unseen(triangles, vertex_count):
+    """The same without waiting for a GPU: an index that would wrap around becomes another one that is no vertex."""
+    if triangles.dtype != torch.int32:
+        triangles = triangles.long().clamp(-1, vertex_count)
     return triangles.to(torch.int32).contiguous()
 
 

@@ -4,10 +4,10 @@ Libraries are plain shared objects, named after a hash of their sources and opti
 old library. They are looked for in the installed package ``zbuffer_native``, then in the cache folder
 (``ZBUFFER_CACHE``, else ``~/.cache/zbuffer``), and are compiled there if missing.
 
-Environment: ``CXX`` the C++ compiler; ``CUDA_HOME`` the CUDA toolkit; ``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for,
-as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never builds the CUDA unit, "1" insists on it in setup.py.
-``ZBUFFER_SANITIZE`` "1" builds the CPU unit with AddressSanitizer and UBSan, for a process with their runtimes loaded
-(see tests/test_fuzz.py).
+Environment: ``CXX`` the C++ compiler, several words if need be ("ccache g++"); ``CUDA_HOME`` the CUDA toolkit;
+``TORCH_CUDA_ARCH_LIST`` the GPUs to compile for, as "8.0;9.0+PTX" (else the GPUs at hand); ``ZBUFFER_CUDA`` "0" never
+builds the CUDA unit, "1" insists on it in setup.py. ``ZBUFFER_SANITIZE`` "1" builds the CPU unit with AddressSanitizer
+and UBSan, for a process with their runtimes loaded (see tests/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,24 +43,26 @@ class BuildError(RuntimeError):
     """A unit cannot be compiled; the message says why."""
 
 
-def find_or_build(unit) -> Path:
-    """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError."""
-    installed = _installed(unit)
-    if installed is not None:
-        return installed
-    folder = _cache_folder()
+@contextlib.contextmanager
+def find_or_build(unit):
+    """Path of the library of UNIT, "cpu" or "cuda", compiled now if need be. Raises BuildError.
+
+    To be loaded within the context: where it cannot be kept for other processes, its file is gone afterwards.
+    """
+    path = _installed(unit) or _cached(unit)
+    if path is not None:
+        yield path
+        return
     if unit == "cuda":
         _require_cuda()
-    path = folder / library_name(unit)
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f"{unit}.lock"):
-        if not path.exists():  # another process may have built it meanwhile
-            took = "a few seconds" if unit == "cpu" else "a minute or two"
-            print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
-            build(unit, folder)
-    return path
+    with _writable_folder() as folder:
+        path = folder / library_name(unit)
+        with _locked(folder / f"{unit}.lock"):
+            if not path.exists():  # another process may have built it meanwhile
+                took = "a few seconds" if unit == "cpu" else "a minute or two"
+                print(f"zbuffer: compiling the {unit} rasterizer, once ({took}) ...", file=sys.stderr, flush=True)
+                build(unit, folder)
+        yield path
 
 
 def _installed(unit) -> Path | None:
@@ -184,11 +187,15 @@ def _cuda_home():
 
 def _cpu_command():
     """The compiler with its options, and the libraries to link."""
-    named = os.environ.get("CXX")
-    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    try:
+        words = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX is no command: {error}") from None
+    programs = words[:1] or ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, programs)), None)
     if compiler is None:
-        raise BuildError(f"no C++ compiler was found ({named or 'c++, g++, clang++'})")
-    return [compiler, *CPU_OPTIONS], []
+        raise BuildError(f"no C++ compiler was found ({', '.join(programs)})")
+    return [compiler, *words[1:], *CPU_OPTIONS], []
 
 
 def _cuda_command():
@@ -208,15 +215,43 @@ def _cuda_command():
     return compiler, libraries
 
 
-def _cache_folder():
+def _cached(unit) -> Path | None:
+    """UNIT's library in the cache folder, which may be one that is only read."""
+    folder = _cache_folder()
+    if folder is None or not os.access(folder / library_name(unit), os.R_OK):
+        return None
+    return folder / library_name(unit)
+
+
+def _cache_folder() -> Path | None:
+    """None for a user without a home folder."""
     named = os.environ.get("ZBUFFER_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    if named:
+        return Path(named).absolute()  # the loader looks for a bare name elsewhere
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=base):
-            return base
-    except OSError:  # a read-only home: compile for this process alone
-        return Path(tempfile.mkdtemp(prefix="zbuffer-"))
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zbuffer"
+    except RuntimeError:
+        return None
+
+
+@contextlib.contextmanager
+def _writable_folder():
+    """The cache folder; where nothing can be written there, one that lasts as long as the context."""
+    folder = _cache_folder()
+    if folder is not None and _is_writable(folder):
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="zbuffer-") as scratch:
+            yield Path(scratch)
+
+
+def _is_writable(folder) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ constexpr int64_t kTrianglesAtOnce = 1024;
 // coordinate relative to the box: 32 roundings of numbers of at most (m + 1)^2, each off by 2^-24 of itself.
 constexpr float kEdgeError = 1.0f / (1 << 18);
 constexpr float kSmallUncertain = kEdgeError * 9;  // in a block of 2 x 2 pixels
+constexpr float kLargestExtent = 1e18f;            // from this m on products may overflow, and no sign is certain
 // Depths rounded on the way stay within this share of the largest magnitude around the depths of the corners.
 constexpr float kDepthError = 1.0f / (1 << 20);
 
@@ -147,7 +148,7 @@ void draw_triangle(const Image<Scalar>& image, int32_t index, int first_row, int
   __builtin_memcpy(edges.per_column, &per_column, sizeof(per_column));
   float extent = 1;
   for (int i = 0; i < 3; ++i) extent = std::max({extent, std::fabs(rows[i]), std::fabs(columns[i])});
-  edges.uncertain = kEdgeError * (extent + 1) * (extent + 1);
+  edges.uncertain = extent < kLargestExtent ? kEdgeError * (extent + 1) * (extent + 1) : INFINITY;
 
   const Pixel candidate = candidate_pixel(a[2], b[2], c[2], index);
   for (int i = first_row; i <= last_row; ++i) {
