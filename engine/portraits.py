@@ -109,9 +109,9 @@ def label_faces(faces: FolderFaces, occlusion: nn.Module, log_type: str = "progr
     device = next(occlusion.parameters()).device
     labels, hair = [], []
     for item in progress(items, "labelling portraits", len(items), log_type):
-        probabilities, is_hair = occlusion.with_hair(from_uint8(item["image"][None].to(device)))
+        probabilities, hair_odds = occlusion.with_hair(from_uint8(item["image"][None].to(device)))
         labels.append(probabilities.argmax(1)[0].to(torch.uint8).cpu())
-        hair.append((is_hair[0, 0].cpu() & (labels[-1] == OCCLUSION)).to(torch.uint8))
+        hair.append(((hair_odds[0, 0].cpu() > 0) & (labels[-1] == OCCLUSION)).to(torch.uint8))
     return LabelledFaces(torch.stack([item["image"] for item in items]), torch.stack(labels), torch.stack(hair),
                          [item["name"] for item in items])
 

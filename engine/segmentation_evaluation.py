@@ -107,8 +107,8 @@ class SegmentationEvaluator:
             image = from_uint8(batch["image"].to(world.device))
             hair = None
             if self.knows_hair and "labels" not in batch:
-                predicted, hair = self.network.with_hair(image)
-                hair = hair[:, 0].cpu()
+                predicted, odds = self.network.with_hair(image)
+                hair = odds[:, 0].cpu() > 0
             else:
                 predicted = self.network(image)
             predicted = predicted.argmax(1).cpu()

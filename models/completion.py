@@ -30,6 +30,8 @@ CROP_SIZE = 256
 FACE_REACH = 8  # pixels between a face and an occluder that belongs to it
 OCCLUSION_MARGIN = 2  # pixels by which a predicted occluder grows, to take its soft outline along
 MIN_OCCLUSION = 0.5  # probability
+SURELY_NO_HAIR = -3.0  # log odds that occlusion is hair from which there is no doubt
+SURE_SHARE = 0.2  # of a region without which it is hair
 FACE_RIM = 1  # pixels along the outline of the visible face whose colours are not trusted: hair and skin mix there
 MIN_FACE = 0.5  # probability from which a pixel is face
 TRUST_POWER = 4  # of the probability that a pixel shows the face: much hair with a little probability must not add up
@@ -203,8 +205,8 @@ class FaceCompletion(nn.Module):
             return occluders(self.label(image))
         items = image.split(1) if self.one_by_one else [image]
         with self._networks():
-            labels, kept = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
-        return occluders(labels.float(), kept)
+            labels, hair_odds = (torch.cat(parts) for parts in zip(*map(self.occlusion.with_hair, items)))
+        return occluders(labels.float(), hair_odds)
 
     @torch.no_grad()
     def label(self, image: torch.Tensor) -> torch.Tensor:
@@ -297,16 +299,26 @@ def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor
     return filled
 
 
-def occluders(probabilities: torch.Tensor, left: torch.Tensor | None = None) -> torch.Tensor:
+def occluders(probabilities: torch.Tensor, hair_odds: torch.Tensor | None = None) -> torch.Tensor:
     """The hole, (B, 1, H, W) bool, for label probabilities (B, 3, H, W); see `FaceCompletion.predict_hole`.
 
-    left (B, 1, H, W) bool: what is no part of it.
+    hair_odds (B, 1, H, W): log odds that occlusion is the face's own hair, which then is no part of the hole.
     """
-    found = probabilities[:, OCCLUSION:OCCLUSION + 1] >= MIN_OCCLUSION
-    found = found if left is None else found & ~left
-    holes = [_occluders(item[0], labels.argmax(0) == FACE)
-             for item, labels in zip(found.cpu().numpy(), probabilities.cpu().numpy())]
+    found = (probabilities[:, OCCLUSION] >= MIN_OCCLUSION).cpu().numpy()
+    if hair_odds is not None:
+        found = [_no_hair(item, odds) for item, odds in zip(found, hair_odds[:, 0].cpu().numpy())]
+    holes = [_occluders(item, labels.argmax(0) == FACE) for item, labels in zip(found, probabilities.cpu().numpy())]
     return torch.from_numpy(np.stack(holes)[:, None]).to(probabilities.device)
+
+
+def _no_hair(occluded: np.ndarray, hair_odds: np.ndarray) -> np.ndarray:
+    """Of `occluded` (H, W) bool the connected regions that are rather something else, and surely so in some part: tufts
+    of hair that the net is unsure of are hair. hair_odds (H, W): log odds."""
+    regions, count = ndimage.label(occluded & (hair_odds <= 0))
+    sure = ndimage.sum_labels(hair_odds < SURELY_NO_HAIR, regions, np.arange(count + 1))
+    kept = sure >= SURE_SHARE * np.bincount(regions.ravel(), minlength=count + 1)
+    kept[0] = False
+    return kept[regions]
 
 
 def _occluders(occluded: np.ndarray, face: np.ndarray) -> np.ndarray:

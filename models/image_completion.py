@@ -79,8 +79,8 @@ class ImageCompletion(nn.Module):
         if hair:
             return occluders(self.label(image))
         with compute_in(self.dtype, image.device):
-            labels, kept = self.occlusion.with_hair(image)
-        return occluders(labels.float(), kept)
+            labels, hair_odds = self.occlusion.with_hair(image)
+        return occluders(labels.float(), hair_odds)
 
     @torch.no_grad()
     def label(self, image: torch.Tensor) -> torch.Tensor:

@@ -72,8 +72,8 @@ class OcclusionNet(nn.Module):
 
     @torch.no_grad()
     def with_hair(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Label probabilities (B, 3, H, W) as of the net itself, and where occlusion is rather hair, (B, 1, H, W) bool:
-        nowhere if the net does not know it. In one pass.
+        """Label probabilities (B, 3, H, W) as of the net itself, and log odds (B, 1, H, W), float32, that occlusion is
+        hair: minus infinity if the net does not know it. In one pass.
         """
         return self(image, hair=True)  # through the call, which alone is compiled with --compile
 
@@ -131,4 +131,6 @@ class OcclusionNet(nn.Module):
         if not hair:
             return self.logits(image).softmax(dim=1)
         logits, odds = self.scores(image)
-        return logits.softmax(dim=1), torch.zeros_like(image[:, :1], dtype=torch.bool) if odds is None else odds > 0
+        if odds is None:
+            odds = torch.full_like(logits[:, :1], -torch.inf)
+        return logits.softmax(dim=1), odds.float()

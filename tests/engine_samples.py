@@ -135,7 +135,7 @@ class SmallOcclusion(nn.Module):
         return self.logits(image), None
 
     def with_hair(self, image):
-        return self(image), torch.zeros_like(image[:, :1], dtype=torch.bool)
+        return self(image), torch.full_like(image[:, :1], -torch.inf)
 
     def forward(self, image):
         return self.logits(image).softmax(1)

@@ -124,7 +124,7 @@ class StandInOcclusion(nn.Module):
         return 0.96 * nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).to(image.dtype) + 0.01
 
     def with_hair(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self(image), torch.zeros_like(image[:, :1], dtype=torch.bool)
+        return self(image), torch.full_like(image[:, :1], -torch.inf)
 
 
 def picture(batch: int, size: int, seed: int = 0) -> torch.Tensor:

@@ -19,7 +19,7 @@ from engine.occlusion_stage import OcclusionStage, hair_loss
 from engine.optimisation import face_generators
 from engine.segmentation_evaluation import (SegmentationEvaluator, SegmentationOptions, format_summary,
                                             summarise)
-from models.completion import FaceCompletion
+from models.completion import FaceCompletion, occluders
 from models.morphable import MorphableModel
 from models.occlusion import CLASS_WEIGHTS, OcclusionNet
 from models.weights import load_occlusion
@@ -32,7 +32,7 @@ def test_heads_for_hair_change_no_label():
     torch.manual_seed(0)
     network, image = OcclusionNet(reduction=0.5).eval(), torch.rand(2, 3, 128, 96) * 2 - 1
     before = network(image)
-    assert not network.knows_hair and not network.with_hair(image)[1].any()
+    assert not network.knows_hair and (network.with_hair(image)[1] == -torch.inf).all()
     network.learn_hair()
     assert network.knows_hair and network.scores(image)[1].shape == (2, 1, 128, 96)
     assert torch.equal(network(image), before)
@@ -144,9 +144,9 @@ class Halves(nn.Module):
         return labels
 
     def with_hair(self, image):
-        found = torch.zeros(len(image), 1, *image.shape[2:], dtype=torch.bool)
-        found[..., :60] = True
-        return self(image), found
+        odds = torch.full((len(image), 1, *image.shape[2:]), -5.0)
+        odds[..., :60] = 5
+        return self(image), odds
 
 
 def test_the_hole_without_hair():
@@ -155,6 +155,20 @@ def test_the_hole_without_hair():
     everything, others = completion.predict_hole(image)[0, 0], completion.predict_hole(image, hair=False)[0, 0]
     assert everything[:, :60].all() and not others[:, :140].any()
     assert torch.equal(everything[:, 100:], others[:, 100:]) and others[100:150, 150:200].all()
+
+
+def test_hair_that_the_net_is_unsure_of_is_kept():
+    """A tuft inside it, and a region of its own; not what is surely something else in a part of it."""
+    odds = torch.full((1, 1, 90, 90), 5.0)
+    odds[..., 10:20, 30:45], odds[..., 40:60, 30:45], odds[..., 70:80, 30:45] = -1, -1, -1
+    odds[..., 40:45, 30:45] = -4
+    probabilities = torch.zeros(1, 3, 90, 90)
+    probabilities[:, FACE] = 1
+    probabilities[:, :, :, :50] = torch.tensor([0.0, 1, 0])[:, None, None]
+    hole = occluders(probabilities, odds)[0, 0]
+    assert hole[40:60, 30:45].all() and not hole[:36].any() and not hole[64:].any()
+    odds[..., 40:45, 30:45] = -1
+    assert not occluders(probabilities, odds).any()
 
 
 @pytest.mark.parametrize("hair", ["keep", "fill"])
