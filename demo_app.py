@@ -16,6 +16,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -164,14 +165,25 @@ def sweep(folder: Path, seconds: float) -> None:
                     path.unlink()
 
 
+def require_port(host: str, port: int) -> None:
+    """UserError unless one can listen there; before anything is loaded."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): choose another "
+                        "--port, or stop what uses it") from None
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve the page until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="from 1 to 65535")
     parser.add_argument("--config", help="settings of the networks (default: this repository's args.txt)")
     parser.add_argument("--ngpu", type=int, default=1, help="0 = the CPU")
     options = parser.parse_args(argv)
+    require_port(options.host, options.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the uploads go
     with Uploads() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
@@ -180,12 +192,8 @@ def main(argv: Sequence[str]) -> int:
 
         page = build_page(Demo(load_completer(options.config, ngpu=options.ngpu)))
         note(f"open http://{options.host}:{options.port} in a browser; Ctrl-C ends")
-        try:
-            page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, show_error=True,
-                        max_file_size=f"{UPLOAD_LIMIT}mb")
-        except OSError as error:
-            raise UserError(f"cannot listen on {options.host}:{options.port} ({' '.join(str(error).split())}): choose "
-                            "another --port, or stop what uses it") from None
+        page.launch(server_name=options.host, server_port=options.port, share=False, quiet=True, show_error=True,
+                    max_file_size=f"{UPLOAD_LIMIT}mb")
     return 0
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,14 +97,14 @@ def page(monkeypatch):
     return page
 
 
-def test_a_port_in_use_is_one_line(page, capsys):
-    def launch(**options):
-        raise OSError(f"Cannot find empty port in range:\n{options['server_port']}")
-
-    page.launch = launch
-    assert run_script(demo_app.main, ["--port", "7900"]) == 1
-    line, = capsys.readouterr().err.splitlines()
-    assert "127.0.0.1:7900" in line and "--port" in line
+def test_a_port_in_use_or_beyond_all_is_one_line_before_anything_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(demo_app, "load_gradio", lambda: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99999):
+            assert run_script(demo_app.main, ["--port", str(port)]) == 1
+            captured = capsys.readouterr()
+            assert f"cannot listen on 127.0.0.1:{port}" in captured.err and len(captured.err.splitlines()) == 1
+            assert not captured.out
 
 
 def test_it_listens_here_alone_and_leaves_nothing_behind(page):
