@@ -29,6 +29,7 @@ from models.lighting import to_texture
 from utils.errors import UserError
 from utils.images import MIN_SIDE, upright_rgb
 
+ALL_HIDDEN = 0.995  # share of a face beyond which nothing of it is visible
 ROUNDING = 1.0  # crop pixels by which a mask may pass the crop before it is worth a remark
 
 
@@ -346,7 +347,10 @@ class PhotoCompleter:
                            if self.options.source == "random" else "nothing in front of the face was found, so it is "
                            "left as it is; mark it with --mask if there is")
         elif mask is not None and _reaches_beyond(mask & ~used, plans, self.window):
-            remarks.append("the mask reaches beyond the face's crop; only the part inside is completed")
+            remarks.append("the mask reaches beyond the face's crop: the part outside stays as it is")
+        if mask is not None and any(face.hidden_share > ALL_HIDDEN for face in completed):
+            remarks.append("nothing of a face is visible, so it is invented; if white marks what is visible in this mask, "
+                           "say --mask-is-visible")
         if len(completed) > 1:
             remarks.append(f"{len(completed)} faces completed")
 

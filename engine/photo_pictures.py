@@ -54,8 +54,8 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
         _write_face(face, mesh, face_folder(folder, place))
     write_image(folder / "mask_photo.png", result.mask)
     write_image(folder / "overview.png", overview(result, meshes))
-    faces = [{"number": face.number, "box": np.round(face.found.box, 2).tolist(), "score": round(face.found.score, 4),
-              "landmarks": np.round(face.found.landmarks, 2).tolist()} for face in result.faces]
+    faces = [{"number": face.number, "box": np.asarray(face.found.box, np.float64).tolist(), "score": round(face.found.score, 4),
+              "landmarks": np.asarray(face.found.landmarks, np.float64).tolist()} for face in result.faces]
     write_bytes(folder / "faces.json", (json.dumps({"faces": faces}, indent=1) + "\n").encode())
     write_image(folder / "complete_output.png", result.complete_output, colour_profile)
 
@@ -88,8 +88,10 @@ def overview(result: CompletedPhoto, meshes: Sequence[np.ndarray] | None = None)
     height = max(len(rows), 1) * (CROP_SIZE + TITLE + GAP) - TITLE - GAP
     faces = np.concatenate([np.pad(row, ((0, GAP), (0, 0), (0, 0)), constant_values=255) for row in rows])[:-GAP] \
         if rows else np.full((height + TITLE, 0, 3), 255, np.uint8)
+    photo = _to_height(result.photo, min(result.photo.shape[0], 2 * height))  # large ones take seconds to be tinted
+    hole = cv2.resize(result.mask.astype(np.uint8), photo.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
     ends = [_framed(title, _fitted(picture, height)) for title, picture in
-            (("photo", hole_overlay(result.photo, result.mask)), ("result", result.complete_output))]
+            (("photo", hole_overlay(photo, hole)), ("result", result.complete_output))]
     gap = np.full((faces.shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([ends[0], gap, faces, gap, ends[1]], axis=1)
 

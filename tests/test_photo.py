@@ -235,6 +235,20 @@ def test_a_mask_completes_the_faces_that_it_touches_alone():
     np.testing.assert_array_equal(result.complete_output[~mask], photo[~mask])
 
 
+def test_where_nothing_of_a_face_is_visible_it_is_said():
+    photo = astronaut()
+    remarks = [completer(FACE).complete(photo, mask=mask).remarks
+               for mask in (np.ones(photo.shape[:2], bool), hole())]
+    assert [any("--mask-is-visible" in remark for remark in found) for found in remarks] == [True, False]
+
+
+def test_faces_that_were_found_can_be_given_back_exactly(tmp_path):
+    found = completer(moved(0.123456789, 0.987654321, 0.97)).complete(astronaut(), mask=hole())
+    write_pictures(found, tmp_path)
+    (given,) = GivenFaces(str(tmp_path / "faces.json")).for_all
+    np.testing.assert_array_equal(given.landmarks, np.asarray(found.faces[0].found.landmarks, np.float64))
+
+
 def test_faces_side_by_side_do_not_complete_each_others_holes():
     first, second = moved(0, 0), moved(70, 0)
     photo = astronaut()
