@@ -39,7 +39,7 @@ from models.layers import compute_in
 from utils import checkpoints, config, files
 from utils.device import choose_dtype
 from utils.errors import UserError
-from utils.logging import note, warning
+from utils.logging import note, progress, warning
 
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
@@ -410,10 +410,12 @@ class Trainer:
             if count < self.world.size:
                 raise UserError(f"{count} held-out items are too few for {self.world.size} processes")
             items = Subset(self.validation_set, range(self.world.rank, count, self.world.size))
-            self._held_out = [self._to_device(batch) for batch in
-                              DataLoader(items, batch_size=min(self.options.batch_size, 16),
-                                         num_workers=self.options.workers, worker_init_fn=start_worker,
-                                         generator=torch.Generator().manual_seed(self.options.seed))]
+            loader = DataLoader(items, batch_size=min(self.options.batch_size, 16), num_workers=self.options.workers,
+                                worker_init_fn=start_worker,
+                                generator=torch.Generator().manual_seed(self.options.seed))
+            log_type = "progressbar" if self.options.bar and self.world.is_main else "none"
+            self._held_out = [self._to_device(batch)
+                              for batch in progress(loader, "held-out faces", len(loader), log_type)]
         return self._held_out
 
     @contextlib.contextmanager
@@ -566,6 +568,8 @@ class Trainer:
             if self._asked_to_stop:
                 raise KeyboardInterrupt
             self._asked_to_stop = True
+            if self.world.is_main:
+                note("stopping after this step: the run is saved, then evaluated; Ctrl-C again leaves the evaluation out")
         old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
