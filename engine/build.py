@@ -276,10 +276,13 @@ def _under_other_light(settings: Any, faces: Dataset, images: torch.Tensor, obse
 def _with_real_faces(settings: Any, faces: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
     """(faces and portraits, portraits of one fold and a few held-out faces), for what completes faces."""
     from datasets.faces import FolderFaces
-    from engine.linear_fill import HELD_OUT_FOLD, fold_of
+    from engine.linear_fill import HELD_OUT_FOLD, check_folds, fold_of
     from engine.portraits import Fields, label_faces, mix
+    real = FolderFaces(settings.portraits)
+    if settings.stage == "refiner":
+        check_folds(real)
     observer = _portrait_observer(settings)[0].to(choose_device(settings))
-    labelled = label_faces(FolderFaces(settings.portraits), observer.occlusion, settings.log_type)
+    labelled = label_faces(real, observer.occlusion, settings.log_type)
     unseen = [index for index in range(len(labelled)) if fold_of(index) == HELD_OUT_FOLD]
     seen = [index for index in range(len(labelled)) if fold_of(index) != HELD_OUT_FOLD]
     unseen = unseen[:HELD_OUT_PORTRAITS]

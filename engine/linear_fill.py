@@ -68,17 +68,22 @@ def fold_models(completion: Any, faces: FolderFaces, log_type: str,
                 device: torch.device = torch.device("cpu")) -> list[LinearInpainter]:
     """FOLDS models, the k-th of the portraits outside fold k: to portraits of fold k it is what the model of all is to
     a stranger's face. completion, device as for `collect`. Raises UserError if there are too few portraits."""
-    _check_count(len(faces) * (FOLDS - 1) // FOLDS, len(faces), faces.root)
+    check_folds(faces)
     maps, known = collect(completion, faces, log_type, device)
     folds = np.repeat([fold_of(index) for index in range(len(faces))], 2)  # a portrait and its mirror image
     return [fit_model(maps[folds != fold], known[folds != fold], COMPONENTS)
             for fold in progress(range(FOLDS), "linear models", FOLDS, log_type)]
 
 
+def check_folds(faces: FolderFaces) -> None:
+    """Raises UserError if there are too few portraits for `fold_models`."""
+    _check_count(len(faces) * (FOLDS - 1) // FOLDS, len(faces), faces.root)
+
+
 def _check_count(used: int, count: int, folder: Any) -> None:
     if 2 * used <= COMPONENTS:
         raise UserError(f"{folder} holds {count} portraits; the linear fill needs more than "
-                        f"{COMPONENTS // 2 * count // max(used, 1)}")
+                        f"{COMPONENTS // 2 * count // max(used, 1)}: add aligned portraits")
 
 
 @torch.no_grad()

@@ -55,7 +55,9 @@ def test_eval_flag_chooses_evaluation(monkeypatch):
 
 @pytest.mark.parametrize("argv, fragments", [
     (["--mask", "a.png"], ["--mask:", "test_my.py", "--mask-dir"]), (["--image", "a.jpg"], ["--image:", "--dataroot"]),
-    (["--region=eyes"], ["--region:"]), (["--mask-is-visible"], ["--mask-is-visible:", "give --mask-dir DIR"])])
+    (["--region=eyes"], ["--region:"]),
+    (["--test-count", "3", "--dataset-test", "Faces"], ["--test-count:", "built-in faces"]),
+    (["--mask-is-visible"], ["--mask-is-visible:", "give --mask-dir DIR"])])
 @pytest.mark.parametrize("doing", [[], ["--eval"]])
 def test_options_of_own_photos_are_refused_when_they_are_typed(tmp_path, monkeypatch, capsys, doing, argv, fragments):
     """But not in a file that both programs read, nor with the value that they have anyway."""

@@ -269,6 +269,10 @@ def test_portraits_of_one_fold_are_held_out(monkeypatch, tmp_path, capsys, stage
     monkeypatch.setattr(build, "_load_geometry",
                         lambda settings, completes=True: (SmallEncoder().eval(), model, small_definition()))
     monkeypatch.setattr(build, "_synthetic_training", lambda settings: (SmallFaces(6), SmallFaces(3)))
+    if stage == "refiner":
+        with pytest.raises(UserError, match="holds 10 portraits; .* needs more than 40"):
+            build.build_training_data(settings)  # before any is labelled
+        monkeypatch.setattr("engine.linear_fill.COMPONENTS", 4)
     train, held_out = build.build_training_data(settings)
     assert ("hidden_albedo is left out" in capsys.readouterr().out) == (stage == "inpainter")
     trained = {train[index]["name"] for index in range(len(train))}
