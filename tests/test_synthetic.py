@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,11 @@ from utils.logging import run_script
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"image": (3, 256, 256), "labels": (256, 256), "shape": (228,), "scale": (), "pose": (5,), "light": (27,),
           "landmarks": (68, 2), "albedo": (3, 192, 256)}
+
+
+def is_running(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -342,6 +348,24 @@ def test_a_worker_that_dies_ends_the_writing_in_one_line(tmp_path, monkeypatch):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_workers_end_with_a_writer_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "datasets.synthetic", "--output", str(tmp_path), "--count", "200"]
+    writer = subprocess.Popen([*command, "--num-workers", "1"], cwd=ROOT, stderr=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL)
+    workers = lambda: [int(line) for line in Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text().split()]
+    while not list(tmp_path.glob("*.partial/image.npy")):
+        time.sleep(0.1)
+    time.sleep(2)
+    started = workers()
+    writer.kill()
+    writer.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert started and not any(is_running(worker) for worker in started)
 
 
 def test_workers_render_what_the_main_process_renders(small_cache, tmp_path):

@@ -14,10 +14,11 @@ import json
 import os
 import shutil
 import signal
+import threading
 import warnings
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def _prepare_worker() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(process) -> None:
+    """Ends this process when the other one is gone, however it ended: a killed one tells its workers nothing."""
+    process.join()
+    os._exit(1)
 
 
 def _render_chunk(task: tuple[dict, str, int, int, int, bool]) -> int:
@@ -82,11 +90,15 @@ def _write_settings(folder: Path, settings: dict) -> None:
 
 @functools.lru_cache
 def generator_digest() -> str:
-    """Sixteen hexadecimal digits of what makes the faces: the generator's source and the head's data."""
+    """Sixteen hexadecimal digits of what makes the faces: the source of the generator and of the head that it renders,
+    and the head's data."""
+    here, head = Path(__file__).parent, HEAD_FILE.parent
+    others = {"__init__.py", "__main__.py", "sheet.py", Path(__file__).name}
     digest = hashlib.sha256()
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), HEAD_FILE, MODEL_FILE]:
-        if path.name not in ("__init__.py", "__main__.py", Path(__file__).name):
-            digest.update(path.read_bytes())
+    for path in [*sorted(path for path in here.glob("*.py") if path.name not in others),
+                 *(head / name for name in ("head.py", "sampling.py", "packing.py")), here.parent / "alignment.py",
+                 HEAD_FILE, MODEL_FILE]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
