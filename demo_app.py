@@ -167,12 +167,15 @@ def sweep(folder: Path, seconds: float) -> None:
 
 def require_port(host: str, port: int) -> None:
     """UserError unless one can listen there; before anything is loaded."""
+    if not 0 < port < 65536:
+        raise UserError(f"--port {port}: a number from 1 to 65535")
     try:
-        with socket.create_server((host, port)):
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
             pass
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): choose another "
-                        "--port, or stop what uses it") from None
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host, or stop "
+                        "what uses it") from None
 
 
 def main(argv: Sequence[str]) -> int:

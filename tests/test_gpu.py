@@ -68,7 +68,7 @@ def test_gradients_through_the_renderer_are_the_cpus(faces):
 @pytest.mark.parametrize("precision, mean, most", [("fp32", 0.1, 4), ("bf16", 0.5, 12)])
 def test_completion_is_the_cpus(precision, mean, most):
     from datasets.synthetic import SyntheticFaces
-    from engine.augmentation import from_uint8
+    from models.blending import from_uint8
     settings = config.parse(["--config", str(ROOT / "args.txt"), "--precision", precision], "test")
     faces = SyntheticFaces("test", 2, occluders=False)
     image = torch.stack([from_uint8(faces[index]["image"][None])[0] for index in range(2)])
