@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import read_text
-from utils.logging import warning
+from utils.logging import note, warning
 
 from .alignment import CROP_FOLDER
 from .faces import FolderFaces
@@ -35,6 +35,9 @@ class CelebACrops(FolderFaces):
 
     def _select(self, split: str | None, train_dev_percent: float) -> list[str]:
         if split is None or not self.official_partition:
+            if split == "train" and _partition_places(self.celeba):
+                note(f"{self.celeba}: the crops are divided 80/20 as in the paper; CelebA's own partition, which is "
+                     "there, is taken with --dataset-options '{\"official_partition\": true}'")
             return super()._select(split, train_dev_percent)
         partition = find_partition(self.celeba)
         split_of = read_partition(partition)
@@ -46,11 +49,15 @@ class CelebACrops(FolderFaces):
 
 def find_partition(celeba: Path) -> Path:
     """The official partition file in CelebA's folder, its Eval/ or its Anno/; UserError if there is none."""
-    for path in (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES):
-        if path.is_file():
-            return path
+    for path in _partition_places(celeba):
+        return path
     raise UserError(f"{celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave official_partition out of "
                     "--dataset-options")
+
+
+def _partition_places(celeba: Path) -> list[Path]:
+    places = (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES)
+    return [path for path in places if path.is_file()]
 
 
 def read_partition(path: Path) -> dict[str, str]:

@@ -390,12 +390,13 @@ class Known(NamedTuple):
     def on(self, model: MorphableModel) -> torch.nn.Module:
         """The network; UserError unless it knows the UV map of this morphable model.
 
-        Files from before the layout was stored know the built-in model's.
+        Weight files from before the layout was stored know the built-in model's; of a training's nobody knows.
         """
         inner = dict(self.metadata.get("metadata") or {})
         stored = self.metadata.get("uv_layout") or inner.get("uv_layout") or BUILTIN_LAYOUT
         published = self.metadata.get("source") == "published"
-        if model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored:
+        unknown = self.metadata.get("source") == "training" and "uv_layout" not in {**self.metadata, **inner}
+        if not unknown and (model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored):
             raise UserError(f"{self.file} completes the UV map of another morphable model than the encoder's "
                             f"(--definition): {self.remedy}, and name that file, or use the encoder that belongs to "
                             "this one (--3dmm-ckpt)")

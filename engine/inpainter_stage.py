@@ -24,6 +24,7 @@ from engine.training_holes import Shapes, rectangles_on
 from models.blending import blend, from_uint8
 from models.completion import CROP_SIZE, FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
+from utils.errors import UserError
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
                    "teacher": 1.0, "critic": 1.0, "penalty": 10.0}
@@ -197,6 +198,12 @@ class InpainterStage(FillingStage):
 
     def metadata(self):
         return {"uv_layout": self.completion.morphable.uv_layout}
+
+    def restore(self, metadata):
+        """Raises UserError if the checkpoint is of an inpainter of another UV map."""
+        if metadata.get("uv_layout") not in (None, self.completion.morphable.uv_layout):
+            raise UserError("this run began with another morphable model: resume with its encoder (--3dmm-ckpt) and "
+                            "--definition")
 
     def losses(self, batch, rngs, autocast: Autocast, step: int):
         """Those of DEFAULT_WEIGHTS with a weight and a truth; second, what the discriminator learns from."""

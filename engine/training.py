@@ -569,7 +569,8 @@ class Trainer:
                 raise KeyboardInterrupt
             self._asked_to_stop = True
             if self.world.is_main:
-                note("stopping after this step: the run is saved, then evaluated; Ctrl-C again leaves the evaluation out")
+                when = " after this step" if self.world.size == 1 else ""
+                note(f"stopping{when}: the run is saved, then evaluated; Ctrl-C again leaves the evaluation out")
         old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
