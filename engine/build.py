@@ -327,7 +327,7 @@ def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
         return "builtin"
     if metadata.get("source") == "published":
         return PUBLISHED_DEFINITION
-    return str(metadata.get("definition") or dict(metadata.get("metadata") or {}).get("definition") or "builtin")
+    return str(metadata.get("definition") or "builtin")
 
 
 def _read_definition(settings: Any, metadata: Mapping[str, Any] | None):
@@ -392,11 +392,12 @@ class Known(NamedTuple):
 
         Weight files from before the layout was stored know the built-in model's; of a training's nobody knows.
         """
-        inner = dict(self.metadata.get("metadata") or {})
-        stored = self.metadata.get("uv_layout") or inner.get("uv_layout") or BUILTIN_LAYOUT
-        published = self.metadata.get("source") == "published"
-        unknown = self.metadata.get("source") == "training" and "uv_layout" not in {**self.metadata, **inner}
-        if not unknown and (model.uv_layout == BUILTIN_LAYOUT if published else model.uv_layout != stored):
+        if self.metadata["source"] == "published":
+            fits = model.uv_layout != BUILTIN_LAYOUT
+        else:
+            without = model.uv_layout if self.metadata["source"] == "training" else BUILTIN_LAYOUT
+            fits = self.metadata.get("uv_layout", without) == model.uv_layout
+        if not fits:
             raise UserError(f"{self.file} completes the UV map of another morphable model than the encoder's "
                             f"(--definition): {self.remedy}, and name that file, or use the encoder that belongs to "
                             "this one (--3dmm-ckpt)")

@@ -46,8 +46,7 @@ class FramedEncoder(nn.Module):
 
 def trust_of(metadata: Mapping[str, Any]) -> float:
     """How far a stored encoder's heads are to be moved; metadata as `models.weights.load_encoder` returns it."""
-    inner = metadata.get("metadata") or {}
-    return float(metadata.get("frame_trust", inner.get("frame_trust", 0.0)))
+    return float(metadata.get("frame_trust", 0.0))
 
 
 def settle(code: FaceCode, landmarks: Tensor, trust: float) -> FaceCode:

@@ -47,8 +47,7 @@ def usual_light_of(metadata: Mapping[str, Any]) -> Tensor | None:
     Raises:
         UserError: it is no such light.
     """
-    inner = metadata.get("metadata") or {}
-    values = metadata.get("usual_light", inner.get("usual_light"))
+    values = metadata.get("usual_light")
     if values is None:
         return None
     light = torch.as_tensor(values, dtype=torch.float32)

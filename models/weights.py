@@ -41,8 +41,7 @@ def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
     occlusion, metadata = _load(path, "occlusion",
                                 lambda state: OcclusionNet(knows_hair="hair_heads.0.weight" in state))
     if metadata.get("source") != "published":  # files from before it was stored have these very weights
-        stored = {**metadata, **dict(metadata.get("metadata") or {})}
-        occlusion.class_weights = tuple(stored.get("class_weights", CLASS_WEIGHTS))
+        occlusion.class_weights = tuple(metadata.get("class_weights", CLASS_WEIGHTS))
     occlusion.reduction = (_train_size(metadata) or WINDOW_SIZE) / WINDOW_SIZE
     return occlusion, metadata
 
@@ -91,8 +90,8 @@ def _load(path: str | os.PathLike, name: str, create: Callable[[Mapping], nn.Mod
         return _fill(create, state, path), {**metadata, "source": "weights"}
     if content.get("format") == checkpoints.TRAINING_FORMAT:
         state = _training_state(content, name, path)
-        metadata = {key: content[key] for key in ("metadata", "settings", "step", "epoch") if key in content}
-        return _fill(create, state, path), {**metadata, "source": "training"}
+        metadata = {key: content[key] for key in ("settings", "step", "epoch") if key in content}
+        return _fill(create, state, path), {**(content.get("metadata") or {}), **metadata, "source": "training"}
     if legacy.is_published(content):
         networks = legacy.build_networks(content, str(path))
         if name not in networks:

@@ -313,12 +313,23 @@ def test_albedo_of_another_uv_map_is_refused(tmp_path, model_type, option):
         build._load_inpainter(chosen)(face_samples.morphable())
 
 
+@pytest.mark.parametrize("metadata, fits", [
+    ({"source": "weights"}, False), ({"source": "published"}, True), ({"source": "training"}, True),
+    ({"source": "training", "uv_layout": "another"}, False)])
+def test_what_is_known_of_a_files_uv_map(metadata, fits):
+    known = build.Known(torch.nn.Identity(), metadata, "a.pth", "train one")
+    if fits:
+        assert known.on(MorphableModel(small_definition())) is known.network
+    else:
+        with pytest.raises(UserError, match="a.pth completes the UV map of another"):
+            known.on(MorphableModel(small_definition()))
+
+
 def test_definition_follows_the_encoder():
     auto = settings()
     assert build.choose_definition(auto, None) == "builtin"
     assert build.choose_definition(auto, {"source": "published"}) == build.PUBLISHED_DEFINITION
     assert build.choose_definition(auto, {"source": "weights", "definition": "my/model"}) == "my/model"
-    assert build.choose_definition(auto, {"source": "training", "metadata": {"definition": "my/model"}}) == "my/model"
     assert build.choose_definition(settings(definition="other"), {"source": "published"}) == "other"
 
 

@@ -83,5 +83,4 @@ def test_framed_encoder_settles_what_its_encoder_says(face):
 
 def test_trust_is_found_in_both_kinds_of_files():
     assert trust_of({"frame_trust": 0.5}) == 0.5
-    assert trust_of({"metadata": {"frame_trust": 0.25}}) == 0.25
     assert trust_of({"source": "published"}) == 0.0

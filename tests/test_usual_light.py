@@ -68,8 +68,7 @@ def test_wrapped_encoder_changes_light_alone():
 
 def test_usual_light_is_found_in_both_kinds_of_files():
     assert usual_light_of({"source": "published"}) is None
-    for metadata in ({"usual_light": [1.0] * 27}, {"metadata": {"usual_light": [1.0] * 27}}):
-        assert torch.equal(usual_light_of(metadata), torch.ones(27))
+    assert torch.equal(usual_light_of({"usual_light": [1.0] * 27}), torch.ones(27))
     for wrong in ([1.0] * 26, [float("nan")] * 27):
         with pytest.raises(UserError, match="usual_light"):
             usual_light_of({"usual_light": wrong})
