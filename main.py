@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> None:
     if not settings.mask_dir:
         advice["mask_is_visible"] = "it says what the white of --mask-dir means: give --mask-dir DIR"
     if settings.dataset_test != "Synthetic":
-        advice["test_count"] = "it counts built-in faces; of a folder all are evaluated: copy a few into one of their own"
+        advice["test_count"] = ("it counts built-in faces; of a folder all are evaluated: copy a few into one of their "
+                                "own")
     config.refuse_typed(argv, settings, advice)
     if settings.eval:
         _evaluate(settings)

@@ -34,12 +34,15 @@ class CelebACrops(FolderFaces):
         super().__init__(crops, split, train_dev_percent, verify)
 
     def _select(self, split: str | None, train_dev_percent: float) -> list[str]:
+        partition = find_partition(self.celeba)
         if split is None or not self.official_partition:
-            if split == "train" and _partition_places(self.celeba):
+            if split == "train" and partition:
                 note(f"{self.celeba}: the crops are divided 80/20 as in the paper; CelebA's own partition, which is "
                      "there, is taken with --dataset-options '{\"official_partition\": true}'")
             return super()._select(split, train_dev_percent)
-        partition = find_partition(self.celeba)
+        if partition is None:
+            raise UserError(f"{self.celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave official_partition "
+                            "out of --dataset-options")
         split_of = read_partition(partition)
         unlisted = [name for name in self._paths if name not in split_of]
         if unlisted:
@@ -47,17 +50,10 @@ class CelebACrops(FolderFaces):
         return sorted(name for name in self._paths if split_of.get(name) == split)
 
 
-def find_partition(celeba: Path) -> Path:
-    """The official partition file in CelebA's folder, its Eval/ or its Anno/; UserError if there is none."""
-    for path in _partition_places(celeba):
-        return path
-    raise UserError(f"{celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave official_partition out of "
-                    "--dataset-options")
-
-
-def _partition_places(celeba: Path) -> list[Path]:
-    places = (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES)
-    return [path for path in places if path.is_file()]
+def find_partition(celeba: Path) -> Path | None:
+    """The official partition file in CelebA's folder, its Eval/ or its Anno/; None if there is none."""
+    candidates = (celeba / folder / name for folder in ("", "Eval", "Anno") for name in PARTITION_FILES)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def read_partition(path: Path) -> dict[str, str]:

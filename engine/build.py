@@ -31,8 +31,9 @@ HELD_OUT_PORTRAITS = 48  # and portraits, where there are any, with a third as m
 PERCEPTUAL_WEIGHT = 0.1  # with --is-using-frecon, unless --loss-options says otherwise
 LABELLED = ("Synthetic", "CelebAMaskHQ")
 _RECIPE = ("gan_start", "hole_weight", "rectangles", "covered_occluders", "augmentation")
+# Keys of --loss-options that are no losses.
 NOT_LOSSES = {"inpainter": _RECIPE, "refiner": ("only_beside", "only_decoder"), "inpainter2d": _RECIPE,
-              "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair", "only_decoder")}  # keys of --loss-options
+              "encoder": ("albedo_every", "albedo_items"), "occlusion": ("only_hair", "only_decoder")}
 # Options that count in some trainings only: those trainings in words, whether settings are of one, and the options.
 _COUNT_FOR = (
     ("--stage inpainter", lambda settings: settings.stage == "inpainter",

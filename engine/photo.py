@@ -182,7 +182,8 @@ class PhotoCompleter:
         mask: bool (H, W), True = hidden, of the upright photo. landmarks: where the faces are, instead of looking for
         them: five points (5, 2) or a box (4,) each. The detector looks at the whole photo, so that hidden pixels can
         move the crops; with landmarks they change nothing, unless the net is to find more of the hole. name: for
-        messages, and, without folder and suffix, for the random hole. Raises UserError if there is no face, or if the mask hides no part of one.
+        messages, and, without folder and suffix, for the random hole. Raises UserError if there is no face, or if the
+        mask hides no part of one.
         """
         photo = _as_photo(photo, name)
         if mask is not None:
@@ -349,8 +350,8 @@ class PhotoCompleter:
         elif mask is not None and _reaches_beyond(mask & ~used, plans, self.window):
             remarks.append("the mask reaches beyond the face's crop: the part outside stays as it is")
         if mask is not None and any(face.hidden_share > ALL_HIDDEN for face in completed):
-            remarks.append("nothing of a face is visible, so it is invented; if white marks what is visible in this mask, "
-                           "say --mask-is-visible")
+            remarks.append("nothing of a face is visible, so it is invented; if white marks what is visible in this "
+                           "mask, say --mask-is-visible")
         if len(completed) > 1:
             remarks.append(f"{len(completed)} faces completed")
 

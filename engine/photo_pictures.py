@@ -54,8 +54,9 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
         _write_face(face, mesh, face_folder(folder, place))
     write_image(folder / "mask_photo.png", result.mask)
     write_image(folder / "overview.png", overview(result, meshes))
-    faces = [{"number": face.number, "box": np.asarray(face.found.box, np.float64).tolist(), "score": round(face.found.score, 4),
-              "landmarks": np.asarray(face.found.landmarks, np.float64).tolist()} for face in result.faces]
+    faces = [{"number": face.number, "box": np.asarray(face.found.box, np.float64).tolist(),
+              "score": round(face.found.score, 4), "landmarks": np.asarray(face.found.landmarks, np.float64).tolist()}
+             for face in result.faces]
     write_bytes(folder / "faces.json", (json.dumps({"faces": faces}, indent=1) + "\n").encode())
     write_image(folder / "complete_output.png", result.complete_output, colour_profile)
 

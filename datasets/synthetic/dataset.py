@@ -16,7 +16,8 @@ class SyntheticFaces(Dataset):
     """`length` synthetic faces of one split, rendered on demand.
 
     Item `index` depends on (seed, split, index) alone, whatever the order, the worker or the length (on another kind of
-    processor sums may be rounded differently); no identity occurs in two splits, and each face is its own identity. Items are dicts:
+    processor sums may be rounded differently); no identity occurs in two splits, and each face is its own identity.
+    Items are dicts:
 
     image uint8 (3, 256, 256) RGB; labels uint8 (256, 256): 0 face, 1 occlusion, 2 background (also the mouth's inside);
     hair uint8 (256, 256): 1 where the occlusion is the face's own hair, else 0;

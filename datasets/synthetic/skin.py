@@ -101,7 +101,8 @@ def _marks(rng: np.random.Generator, atlas: Atlas, paint: np.ndarray) -> np.ndar
 def _freckles(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
     """How much darker freckles make the skin, (H, W) in [0, 0.3]: most on nose and cheeks, none at the face's edge."""
     high = smooth_noise(rng, 3 * HEIGHT // 2, WIDTH, (110.0, 180.0))  # the map is higher on the face than here
-    spots = np.clip((cv2.resize(high, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) - rng.uniform(0.9, 1.6)) * 1.5, 0, 1)
+    noise = cv2.resize(high, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    spots = np.clip((noise - rng.uniform(0.9, 1.6)) * 1.5, 0, 1)
     patches = np.clip(0.7 + 0.5 * smooth_noise(rng, HEIGHT, WIDTH, (12.0,)), 0, 1)
     cheeks = np.clip(1.6 * cv2.GaussianBlur(atlas.attributes["blush"], (0, 0), 14 * DETAIL), 0, 1)
     return rng.uniform(0.08, 0.3) * spots * patches * cheeks
