@@ -1,12 +1,13 @@
 """What completing faces costs beside the networks' own convolutions.
 
-    python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1] [--precision auto]
+    python benchmarks/completion.py [--batch 8] [--repeats 5] [--threads 1] [--precision auto] [--ngpu 0]
 
 Two completions side by side: the one that args.txt describes (the refined mixed fill, with grain), and the paper's
 (the inpainting network, without grain). Networks as they are used for inference (`engine.build.build_completion`), on
 built-in faces under a rectangle, in bf16 where the processor computes in it and else in fp32, as programs do. Every
 figure is the shortest of several repeats, in processor time of this process, so that what else the machine does counts
-little. What a ratio compares is measured in turns.
+little; with --ngpu 1, on a GPU, in time on the clock until the GPU has finished. What a ratio compares is measured in
+turns.
 """
 from __future__ import annotations
 
@@ -30,24 +31,32 @@ NETWORKS = ("encoder", "fill", "refiner", "occlusion net")
 RENDERING = ("vertices", "z-buffer", "normals", "shade", "visibility", "unwrap", "render")
 
 
-def shortest(*works: Callable[[], object], repeats: int) -> list[float]:
-    """Processor milliseconds of the fastest run of each, the first one left out; they take turns."""
+def seconds(device: torch.device) -> float:
+    """Processor time of this process; for a GPU the time on the clock once it has nothing left to do."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def shortest(*works: Callable[[], object], repeats: int, device: torch.device = torch.device("cpu")) -> list[float]:
+    """Milliseconds (:func:`seconds`) of the fastest run of each, the first one left out; they take turns."""
     times: list[list[float]] = [[] for _ in works]
     for repeat in range(repeats + 1):
         for work, found in zip(works, times):
-            start = time.process_time()
+            start = seconds(device)
             work()
             if repeat:
-                found.append(1e3 * (time.process_time() - start))
+                found.append(1e3 * (seconds(device) - start))
     return [min(found) for found in times]
 
 
-def settings():
-    """What args.txt says, on the CPU."""
+def settings(*arguments: str):
+    """What args.txt and the arguments say, by default on the CPU."""
     from utils import config
 
     os.chdir(ROOT)
-    return config.parse(["--config", "args.txt", "--ngpu", "0"], "benchmark")
+    return config.parse(["--config", "args.txt", "--ngpu", "0", *arguments], "benchmark")
 
 
 def build(chosen) -> dict:
@@ -55,12 +64,11 @@ def build(chosen) -> dict:
     from engine.build import build_completion
     from models.inpainter import Inpainter
 
-    cpu = torch.device("cpu")
-    return {"args.txt": build_completion(chosen, cpu),
-            "paper": build_completion(chosen, cpu, inpainter=Inpainter(), grain=False)}
+    return {"args.txt": build_completion(chosen),
+            "paper": build_completion(chosen, inpainter=Inpainter(), grain=False)}
 
 
-def example(count: int):
+def example(count: int, device: torch.device):
     """Built-in faces (B, 3, 256, 256) in [-1, 1] and a hole (B, 1, 256, 256) in each."""
     from datasets.synthetic import SyntheticFaces
     from models.blending import from_uint8
@@ -69,7 +77,7 @@ def example(count: int):
     image = from_uint8(torch.stack([torch.as_tensor(faces[index]["image"]) for index in range(count)]))
     hole = torch.zeros(count, 1, 256, 256)
     hole[:, :, 90:180, 70:170] = 1
-    return image, hole
+    return image.to(device), hole.to(device)
 
 
 def parts(completion, image, hole, repeats: int) -> dict[str, float]:
@@ -102,7 +110,7 @@ def parts(completion, image, hole, repeats: int) -> dict[str, float]:
         works["refiner"] = lambda: call(completion.refiner, image, image, hidden, torch.ones_like(hidden))
     if completion.grain:
         works["grain"] = lambda: match_grain(image, hidden, torch.ones_like(hidden))
-    return dict(zip(works, shortest(*works.values(), repeats=repeats)))
+    return dict(zip(works, shortest(*works.values(), repeats=repeats, device=image.device)))
 
 
 def bare(completion, image, hole, one_by_one: bool) -> None:
@@ -141,11 +149,11 @@ def print_throughput(completions: dict, image, hole, repeats: int) -> None:
             completion.one_by_one = one_by_one
             works += [lambda completion=completion: completion(image, hole),
                       lambda completion=completion: bare(completion, image, hole, one_by_one)]
-        times = [value / len(image) for value in shortest(*works, repeats=repeats)]
+        times = [value / len(image) for value in shortest(*works, repeats=repeats, device=image.device)]
         for name, whole, alone in zip(completions, times[::2], times[1::2]):
             target = f" (target at least {THROUGHPUT_TARGET:.0%})" if name == "paper" else ""
             what = f"{name}, {'one by one' if one_by_one else 'batch'} of {len(image)}"
-            print(f"{what:<30}{whole:>7.0f} ms an image, bare {alone:.0f} ms: {alone / whole:.0%} of the bare "
+            print(f"{what:<30}{whole:>7.1f} ms an image, bare {alone:.1f} ms: {alone / whole:.0%} of the bare "
                   f"throughput{target}")
         print(f"{'args.txt / paper':<30}{times[0] / times[2]:>10.2f}")
 
@@ -153,20 +161,21 @@ def print_throughput(completions: dict, image, hole, repeats: int) -> None:
 @torch.no_grad()
 def main() -> None:
     """The command line."""
-    from engine.build import choose_precision
+    from engine.build import choose_device, choose_precision
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--ngpu", default="0", help="1: on the GPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    image, hole = example(options.batch)
-    chosen = settings().replace(precision=options.precision)
-    precision = choose_precision(chosen)
+    chosen = settings("--precision", options.precision, "--ngpu", options.ngpu)
+    device, precision = choose_device(chosen), choose_precision(chosen)
+    image, hole = example(options.batch, device)
     why = ", which this processor computes in" if precision == "bf16" else ": this processor has no bf16"
-    print(f"networks in {precision}{why if options.precision == 'auto' else ''}; threads: {options.threads}")
+    print(f"networks in {precision}{why if options.precision == 'auto' else ''}; {device}; threads: {options.threads}")
     completions = build(chosen)
     print_parts(completions, image, hole, options.repeats)
     print_throughput(completions, image, hole, options.repeats)
