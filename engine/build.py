@@ -343,7 +343,8 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     """FaceCompletion with all trained networks, in evaluation mode on the device; with --model-type 2d ImageCompletion.
 
     inpainter: used instead of the one that the settings name, and folded in place like all networks
-    (`models.layers.fold_for_inference`). grain: see `FaceCompletion`.
+    (`models.layers.fold_for_inference`). grain: see `FaceCompletion`. On a GPU the images of a batch are completed
+    together, on a CPU one by one.
 
     Raises:
         UserError: a file of weights or of the morphable model is missing or does not fit.
@@ -351,10 +352,11 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     from models.completion import FaceCompletion
     from models.layers import fold_for_inference
     from models.weights import load_occlusion, load_refiner
+    device = device or choose_device(settings)
     dtype = completion_dtype(settings, device)
     if inpainter is None and settings.model_type == "2d":
         flat = fold_for_inference(_image_completion(settings, grain, dtype).eval(), dtype)
-        return _compiled(settings, flat.to(device or choose_device(settings)))
+        return _compiled(settings, flat.to(device))
     refiner, made_for = None, None
     if inpainter is None:
         made_for = _load_inpainter(settings)
@@ -363,10 +365,10 @@ def build_completion(settings: Any, device: torch.device | None = None, inpainte
     encoder, model, _ = _load_geometry(settings)
     inpainter = inpainter if made_for is None else made_for(model)
     occlusion, _ = load_occlusion(settings.occ_ckpt)
-    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters, grain=grain,
-                                refiner=refiner, dtype=dtype)
+    completion = FaceCompletion(encoder, inpainter, model, occlusion=occlusion, iterations=settings.niters,
+                                one_by_one=device.type == "cpu", grain=grain, refiner=refiner, dtype=dtype)
     fold_for_inference(completion.eval(), dtype)
-    return _compiled(settings, completion.to(device or choose_device(settings)))
+    return _compiled(settings, completion.to(device))
 
 
 def _compiled(settings: Any, completion: torch.nn.Module) -> torch.nn.Module:

@@ -23,6 +23,7 @@ from models.grain import match_grain
 from models.layers import compute_in
 from models.morphable import MorphableModel
 from models.renderer import WINDOW_SIZE, Renderer, project
+from utils.threads import map_items
 
 __all__ = ["Completion", "FaceCompletion", "Factors", "from_uint8", "to_uint8"]
 
@@ -284,19 +285,24 @@ def with_features(probability: torch.Tensor, hole: torch.Tensor) -> torch.Tensor
     The segmentation net is unsure of them, or takes the mouth's inside for background. Islands that touch the hole
     (B, 1, H, W) bool, or have more than FEATURE pixels, stay as they are.
     """
-    filled = probability.clone()
-    for item, hidden, result in zip(probability[:, 0].cpu().numpy(), hole[:, 0].cpu().numpy(), filled[:, 0]):
-        other = ~((item >= MIN_FACE) | hidden)
-        count, regions, boxes, _ = cv2.connectedComponentsWithStats(other.astype(np.uint8), connectivity=4)
-        left, top, width, height, size = boxes.T
-        kept = (left > 0) & (top > 0) & (left + width < item.shape[1]) & (top + height < item.shape[0])  # islands
-        kept &= size <= FEATURE
-        kept[0] = False  # face and hole
-        kept[regions[cv2.dilate(hidden.astype(np.uint8), CROSS) > 0]] = False
-        for island in np.flatnonzero(kept):
-            box = (slice(top[island], top[island] + height[island]), slice(left[island], left[island] + width[island]))
-            result[box].masked_fill_(torch.from_numpy(regions[box] == island).to(result.device), 1)
-    return filled
+    face, hidden = (part[:, 0].cpu().numpy() for part in (probability >= MIN_FACE, hole))
+    islands = torch.from_numpy(np.stack(map_items(_islands, face, hidden)))
+    return probability.masked_fill(islands[:, None].to(probability.device), 1)
+
+
+def _islands(face: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """The islands of :func:`with_features`, bool (H, W), between what is face and what is hidden, bool (H, W)."""
+    count, regions, boxes, _ = cv2.connectedComponentsWithStats((~(face | hidden)).astype(np.uint8), connectivity=4)
+    left, top, width, height, size = boxes.T
+    kept = (left > 0) & (top > 0) & (left + width < face.shape[1]) & (top + height < face.shape[0])
+    kept &= size <= FEATURE
+    kept[0] = False  # face and hole
+    kept[regions[cv2.dilate(hidden.astype(np.uint8), CROSS) > 0]] = False
+    islands = np.zeros_like(face)
+    for island in np.flatnonzero(kept):
+        box = (slice(top[island], top[island] + height[island]), slice(left[island], left[island] + width[island]))
+        islands[box] |= regions[box] == island
+    return islands
 
 
 def occluders(probabilities: torch.Tensor, hair_odds: torch.Tensor | None = None) -> torch.Tensor:
@@ -305,10 +311,11 @@ def occluders(probabilities: torch.Tensor, hair_odds: torch.Tensor | None = None
     hair_odds (B, 1, H, W): log odds that occlusion is the face's own hair, which then is no part of the hole.
     """
     found = (probabilities[:, OCCLUSION] >= MIN_OCCLUSION).cpu().numpy()
+    face = (probabilities.argmax(1) == FACE).cpu().numpy()
     if hair_odds is not None:
-        found = [_no_hair(item, odds) for item, odds in zip(found, hair_odds[:, 0].cpu().numpy())]
-    holes = [_occluders(item, labels.argmax(0) == FACE) for item, labels in zip(found, probabilities.cpu().numpy())]
-    return torch.from_numpy(np.stack(holes)[:, None]).to(probabilities.device)
+        found = map_items(_no_hair, found, hair_odds[:, 0].cpu().numpy())
+    holes = np.stack(map_items(_occluders, found, face))
+    return torch.from_numpy(holes[:, None]).to(probabilities.device)
 
 
 def _no_hair(occluded: np.ndarray, hair_odds: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import nnls
 
 from models.blending import LUMA
+from utils.threads import map_items
 
 FINEST = 0.6  # photo pixels; the finest band of detail is what this Gaussian takes away, each further one is twice that
 COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of its own
@@ -34,17 +35,13 @@ def match_grain(image: torch.Tensor, hole: torch.Tensor, skin: torch.Tensor) -> 
     hole, skin: (B, 1, H, W) bool; a hole may be empty. Each image for itself, always with the same noise; outside the
     hole bit-identical.
     """
-    results = []
-    for picture, hidden, area in zip(image, hole, skin):
-        if not hidden.any():
-            results.append(picture)
-            continue
-        levels = ((picture.detach().float() + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
-        inside = hidden[0].cpu().numpy()
-        matched = match_detail(levels, inside, inside, area[0].cpu().numpy(), 1.0, 0)
-        matched = torch.from_numpy(matched).permute(2, 0, 1).to(image) / 127.5 - 1
-        results.append(torch.where(hidden, matched.clamp(-1, 1), picture))
-    return torch.stack(results)
+    def match(levels: np.ndarray, inside: np.ndarray, area: np.ndarray) -> np.ndarray:
+        return match_detail(levels, inside, inside, area, 1.0, 0) if inside.any() else levels
+
+    levels = ((image.detach().float() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+    matched = np.stack(map_items(match, levels, hole[:, 0].cpu().numpy(), skin[:, 0].cpu().numpy()))
+    matched = torch.from_numpy(matched).to(image.device).permute(0, 3, 1, 2).to(image.dtype) / 127.5 - 1
+    return torch.where(hole, matched.clamp(-1, 1), image)
 
 
 def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin: np.ndarray, scale: float,

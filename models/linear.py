@@ -62,7 +62,7 @@ class LinearInpainter(nn.Module):
         with torch.autocast(albedo.device.type, enabled=False):
             albedo_32, known = albedo.float(), (visible > 0).float()
             values, weight = reduce(albedo_32, known)
-            reduced = self.mean + torch.stack([self._fit(*item) for item in zip(values - self.mean, weight)])
+            reduced = self.mean + self._fit(values - self.mean, weight)
             model = enlarge(reduced)
             filled = model + DETAIL_GAIN * mirror_uv(_detail(albedo_32 - model, values - reduced, known, weight))
             filled = filled + self.typical_eyes(visible)
@@ -81,31 +81,36 @@ class LinearInpainter(nn.Module):
         return EYE_GAIN * F.avg_pool2d(near, 2 * EYE_RIM + 1, 1, EYE_RIM) * hidden * self.eyes
 
     def _fit(self, difference: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The model's most probable deviation from its mean, (3, h, w), given differences of some weight (1, h, w)."""
-        tint = TINT_SIGMA * torch.eye(3, device=difference.device)[:, :, None, None].expand(-1, -1, *weight.shape[1:])
+        """The model's most probable deviations from its mean, (B, 3, h, w), given differences of some weight
+        (B, 1, h, w)."""
+        tint = TINT_SIGMA * torch.eye(3, device=difference.device)[:, :, None, None].expand(-1, -1, *weight.shape[2:])
         every = torch.cat([self.components, tint]), difference, weight / (CORRELATED * self.noise.square())
         # Which texels to trust a part of them tells nearly as well, in a fraction of the time.
         some = [part[..., ::THINNED, ::THINNED].contiguous() for part in every]
         some[2] *= THINNED ** 2
-        coefficients, scale = difference.new_zeros(len(every[0])), FIRST_OUTLIER  # first the mean face, more generously
+        coefficients = difference.new_zeros(len(difference), len(every[0]))
+        scale = FIRST_OUTLIER  # first the mean face, more generously
         for parts in [some] * (ROBUST_ROUNDS - 1) + [every]:
             coefficients = _refit(*parts, coefficients, scale)
             scale = OUTLIER
-        return (coefficients @ every[0].flatten(1)).unflatten(0, difference.shape)
+        return (coefficients @ every[0].flatten(1)).view_as(difference)
 
 
 def _refit(basis: torch.Tensor, difference: torch.Tensor, evidence: torch.Tensor, coefficients: torch.Tensor,
            scale: float) -> torch.Tensor:
-    """The most probable coefficients (K,) of basis (K, 3, h, w) given differences (3, h, w) of some evidence (1, h, w).
+    """The most probable coefficients (B, K) of basis (K, 3, h, w) given differences (B, 3, h, w) of some evidence
+    (B, 1, h, w).
 
     coefficients: those of the round before; texels that they miss by `scale` and more count less.
     """
     basis = basis.flatten(1)
-    misfit = difference - (coefficients @ basis).unflatten(0, difference.shape)
-    trusted = (1 + misfit.square().mean(0, keepdim=True) / scale ** 2) ** -2
-    seen = (evidence * trusted).expand_as(difference).flatten()
-    matrix = (basis * seen) @ basis.T + torch.eye(len(basis), device=basis.device)
-    return torch.linalg.solve(matrix, basis @ (seen * difference.flatten()))
+    misfit = difference - (coefficients @ basis).view_as(difference)
+    trusted = (1 + misfit.square().mean(1, keepdim=True) / scale ** 2) ** -2
+    seen = (evidence * trusted).expand_as(difference).flatten(1)
+    matrix = (basis * seen[:, None]) @ basis.T + torch.eye(len(basis), device=basis.device)
+    known = (seen * difference.flatten(1)) @ basis.T
+    # Positive definite whatever is seen; asking whether it was would hold up a GPU.
+    return torch.linalg.solve_ex(matrix, known)[0]
 
 
 def _detail(misfit: torch.Tensor, reduced_misfit: torch.Tensor, known: torch.Tensor,
