@@ -1,7 +1,9 @@
 """Evaluation (``main.py --eval``): complete held-out faces, score them, compare with simple methods on the holes."""
 from __future__ import annotations
 
+import contextlib
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol
@@ -29,7 +31,7 @@ from utils.logging import note, progress, warning
 
 METHOD = "3DFaceFill"
 MEASURES = ("PSNR", "SSIM", "LPIPS")
-BATCH_SIZE = 8
+BATCH_SIZE = {"cpu": 8, "cuda": 32}
 EXAMPLES = 8  # rows of the grid of examples
 
 
@@ -116,10 +118,13 @@ class Evaluator:
     def run(self) -> Results:
         """Goes through the dataset once; in others than the main process of several the results are empty."""
         start, world = time.monotonic(), self.options.world
-        loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE, num_workers=self.options.workers,
-                            worker_init_fn=start_worker)
-        for batch in progress(loader, "evaluating", len(loader), self.options.log_type if world.is_main else "none"):
-            self._batch(batch)
+        loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE[world.device.type],
+                            num_workers=self.options.workers, worker_init_fn=start_worker)
+        log_type = self.options.log_type if world.is_main else "none"
+        with contextlib.closing(_Scoring(world.device)) as scoring:
+            for batch in progress(loader, "evaluating", len(loader), log_type):
+                self._batch(batch, scoring)
+            scoring.finish()
         results, examples = Results(), report.Spread(EXAMPLES, len(self.dataset))
         for place, found in distributed.gather(self.found, world).items():
             if found.examples and not examples.takes(place):
@@ -129,7 +134,7 @@ class Evaluator:
         results.seconds = time.monotonic() - start
         return results
 
-    def _batch(self, batch: Mapping[str, Any]) -> None:
+    def _batch(self, batch: Mapping[str, Any], scoring: "_Scoring") -> None:
         image = from_uint8(batch["image"].to(self.options.world.device))
         places = self.options.world.places(len(self.found), len(image))
         results = [self.found.setdefault(place, Results()) for place in places]
@@ -141,11 +146,13 @@ class Evaluator:
         completion = self.completion(image[kept][..., inside, inside], hole[..., inside, inside])
         outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
+        scoring.finish()
         for place, index in enumerate(kept):
             if self.options.save_masks:
                 write_image(files.inside(self.options.folder, f"masks/{batch['name'][index]}.png"), holes[place])
-            self._image(results[index], batch["name"][index], truths[place], holes[place][inside, inside],
-                        faces[place][inside, inside], outputs[place], example=self.examples.takes(places[index]))
+            scoring.begin(self._image, results[index], batch["name"][index], truths[place],
+                          holes[place][inside, inside], faces[place][inside, inside], outputs[place],
+                          example=self.examples.takes(places[index]))
             if completion.landmarks is not None:  # the 2D baseline knows none
                 self._landmarks(results[index], batch, index, completion.landmarks[place].cpu())
 
@@ -217,6 +224,31 @@ class Evaluator:
         if "landmarks" in batch:
             truth = batch["landmarks"][index].float()
             results.landmark_errors.append(float(landmark_error(landmarks[None], truth[None])))
+
+
+class _Scoring:
+    """Threads that score faces while the next ones are being completed: the simple methods, SSIM and LPIPS take a core
+    longer than a completion takes a GPU."""
+
+    def __init__(self, device: torch.device):
+        # On a CPU most threads are left to the networks. Those of this pool begin no further ones.
+        count = max(1, torch.get_num_threads() // (1 if device.type == "cuda" else 4))
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        self._begun: list[Future] = []
+
+    def begin(self, work: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+        """Has a thread do the work."""
+        self._begun.append(self._pool.submit(work, *arguments, **keywords))
+
+    def finish(self) -> None:
+        """Waits for all work that was begun; raises what an exception ended."""
+        begun, self._begun = self._begun, []
+        for work in begun:
+            work.result()
+
+    def close(self) -> None:
+        """Leaves undone what is not being done yet."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:

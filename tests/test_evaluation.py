@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 import zlib
 
 import cv2
@@ -183,6 +184,34 @@ def test_lpips_is_used_where_it_is_available(tmp_path, completion):
     options = EvaluationOptions(tmp_path, save_pictures=False, log_type="traditional")
     results = Evaluator(SmallFaces(1), completion, options, lambda output, truth: 0.25).run()
     assert results.scores["LPIPS"]["3DFaceFill"] == [0.25]
+
+
+def test_faces_are_scored_while_others_are_completed_and_errors_end_it(tmp_path, monkeypatch, completion):
+    """Scores of a batch run in threads beside the next one's completion; what goes wrong there goes wrong here."""
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", {"cpu": 1})
+    main, begun, beside = threading.current_thread(), threading.Event(), []
+
+    def complete(image, hole):
+        beside.append(begun.wait(30) if beside else True)  # the second waits for the first one's score to be under way
+        return completion(image, hole)
+
+    def score(output, truth):
+        begun.set()
+        assert threading.current_thread() is not main and torch.get_num_threads() == 1
+        return 0.25
+
+    class Slow:
+        label, predict_hole = completion.label, completion.predict_hole
+        __call__ = staticmethod(complete)
+
+    results = Evaluator(SmallFaces(3), Slow(), EvaluationOptions(tmp_path), score).run()
+    assert beside == [True] * 3 and results.scores["LPIPS"]["3DFaceFill"] == [0.25] * 3
+
+    def fail(output, truth):
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="disk is full"):
+        Evaluator(SmallFaces(3), completion, EvaluationOptions(tmp_path), fail).run()
 
 
 def test_features_of_a_named_file_are_used_or_it_is_an_error(monkeypatch, completion, photos):
