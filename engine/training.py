@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from engine import distributed, report
 from engine.distributed import World
+from engine.loading import start_worker, to_device
 from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, face_generators, random_states,
                                  restore_optimiser, restore_random_states, seed_everything)
 from engine.resident import ResidentItems
@@ -131,8 +131,7 @@ class Trainer:
         self.clock_start = time.monotonic() - self.elapsed
         if self.options.resident and self.resident is None:
             log_type = ("progressbar" if self.options.bar else "traditional") if self.world.is_main else "none"
-            self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type,
-                                          start_worker)
+            self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type)
         self.saved_at = self.elapsed
         self.display = report.TrainingDisplay(self.options.bar and self.world.is_main, self.world.is_main)
         self.writer = self._open_writer()
@@ -227,7 +226,7 @@ class Trainer:
         """The names of the optimisers that have gradients, the same in all processes; raises _BadStep."""
         values: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
-            for name, value in self._backward(self._to_device(batch), micro).items():
+            for name, value in self._backward(to_device(batch, self.world.device), micro).items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
         self._pending.append((self.step, values))
         due = (self.step + 1) % self.look_every == 0 or (self._asked_to_stop and self.world.size == 1)
@@ -414,7 +413,7 @@ class Trainer:
                                 worker_init_fn=start_worker,
                                 generator=torch.Generator().manual_seed(self.options.seed))
             log_type = "progressbar" if self.options.bar and self.world.is_main else "none"
-            self._held_out = [self._to_device(batch)
+            self._held_out = [to_device(batch, self.world.device)
                               for batch in progress(loader, "held-out faces", len(loader), log_type)]
         return self._held_out
 
@@ -532,10 +531,6 @@ class Trainer:
         for module in [*self.stage.networks.values(), *self.stage.critics.values()]:
             module.train()
 
-    def _to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value.to(self.world.device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in batch.items()}
-
     def _loader(self, dataset: Dataset, sampler: distributed.EpochSampler) -> DataLoader:
         workers = self.options.workers
         return DataLoader(dataset, batch_size=self.options.batch_size, sampler=sampler, drop_last=True,
@@ -577,13 +572,6 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def start_worker(index: int) -> None:
-    """A data worker uses one thread (pools of threads do not survive a fork), and leaves Ctrl-C to the main process."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def options_from(settings: Any) -> TrainingOptions:
