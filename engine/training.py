@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -35,6 +34,7 @@ from engine.optimisation import (LearningRate, MovingAverage, build_optimiser, f
                                  restore_optimiser, restore_random_states, seed_everything)
 from engine.resident import ResidentItems
 from engine.stage import Stage
+from engine.training_options import TrainingOptions, options_from
 from models.layers import compute_in
 from utils import checkpoints, config, files
 from utils.device import choose_dtype
@@ -47,34 +47,6 @@ MOST_SKIPPED = 100  # bad steps in a row after which the networks, not the data,
 MOST_BAD_BATCHES = 20  # files; a run that skips for weeks must not fill the disk
 BATCH_FORMAT = "3dfacefill-batch"
 LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
-
-
-@dataclass
-class TrainingOptions:
-    """Numbers of one run; `epochs`, `max_steps` and `max_minutes` (None: no limit) each end it."""
-
-    folder: Path
-    log_folder: Path | None = None
-    batch_size: int = 28
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    optim_method: str = "Adam"
-    optim_options: dict = field(default_factory=dict)
-    scheduler_method: str = "ExponentialLR"
-    scheduler_options: dict = field(default_factory=dict)
-    epochs: int = 500
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    checkpoint_minutes: float = 10.0
-    ema: float = 0.999
-    precision: str = "fp32"
-    workers: int = 0
-    seed: int = 0
-    skip_bad_steps: bool = False
-    compile: bool = False
-    resident: bool = False
-    bar: bool = True
-    settings: dict = field(default_factory=dict)
 
 
 class _BadStep(Exception):
@@ -572,21 +544,6 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def options_from(settings: Any) -> TrainingOptions:
-    """The run's numbers from the command line's settings."""
-    from engine import build
-    folder = build.run_folder(settings)
-    return TrainingOptions(
-        folder=folder, log_folder=build.log_folder(settings, folder), batch_size=settings.batch_size,
-        accumulate=settings.accumulate, learning_rate=settings.learning_rate, optim_method=settings.optim_method,
-        optim_options=dict(settings.optim_options or {}), scheduler_method=settings.scheduler_method,
-        scheduler_options=dict(settings.scheduler_options or {}), epochs=settings.nepochs, max_steps=settings.max_steps,
-        max_minutes=settings.max_minutes, checkpoint_minutes=settings.checkpoint_minutes, ema=settings.ema,
-        precision=build.choose_precision(settings), workers=settings.nthreads, seed=settings.manual_seed,
-        skip_bad_steps=settings.skip_bad_steps, compile=settings.compile, resident=settings.resident,
-        bar=settings.log_type == "progressbar", settings=build.plain_settings(settings))
 
 
 def train(settings: Any) -> dict[str, float]:
