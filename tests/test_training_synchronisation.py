@@ -109,4 +109,4 @@ def test_looking_seldom_trains_the_same_and_names_the_step_of_a_bad_loss(tmp_pat
     broken.stage.losses = losses
     with pytest.raises(UserError, match=r"'dice' is nan at step 1"):
         broken.run()
-    assert broken.step == 3 and not (tmp_path / "broken" / "last.pth").exists()
+    assert broken.state.step == 3 and not (tmp_path / "broken" / "last.pth").exists()
