@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from engine import distributed, report
+from engine.bad_steps import BadStep, BadSteps
 from engine.distributed import World
 from engine.loading import start_worker, to_device
 from engine.optimisation import face_generators, seed_everything
@@ -36,25 +37,14 @@ from engine.run_state import RunState
 from engine.stage import Stage
 from engine.training_options import TrainingOptions, options_from
 from models.layers import compute_in
-from utils import checkpoints, files
+from utils import files
 from utils.device import choose_dtype
 from utils.errors import UserError
 from utils.logging import note, progress
 
 VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
-MOST_SKIPPED = 100  # bad steps in a row after which the networks, not the data, must be what is broken
-MOST_BAD_BATCHES = 20  # files; a run that skips for weeks must not fill the disk
-BATCH_FORMAT = "3dfacefill-batch"
 LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
-
-
-class _BadStep(Exception):
-    """A loss or gradient of one step is not finite. mine: did this process' present batch cause it, so far as known?"""
-
-    def __init__(self, what: str, value: float, step: int, mine: bool = True):
-        super().__init__(f"{what} is {value}")
-        self.step, self.mine = step, mine
 
 
 class Trainer:
@@ -73,7 +63,7 @@ class Trainer:
         self.average, self.optimisers, self.scaler = self.state.average, self.state.optimisers, self.state.scaler
         self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
         self.saved_step = -1  # the step that last.pth holds
-        self.skipped_in_row = 0
+        self.bad_steps = BadSteps(self.state)
         self.interrupted = False
         self._asked_to_stop = False  # this process alone; `interrupted` is what all processes have agreed on
         # A bad step can be skipped only before the next one is taken.
@@ -102,14 +92,14 @@ class Trainer:
                 self._train_epoch()
             try:
                 self._look()
-            except _BadStep as bad:
-                self._handle(bad, [], [])
+            except BadStep as bad:
+                self.display.line(self.bad_steps.skip(bad, [], []))
             self._finish()
         if self.writer:
             with self._logging():
                 self.writer.close()
         if self.state.skipped and self.world.is_main:
-            note(f"{self.state.skipped} steps were skipped, see {self.options.folder / 'bad_batches'}")
+            note(f"{self.state.skipped} steps were skipped, see {self.bad_steps.folder}")
         return self.state.scores
 
     def _finish(self) -> None:
@@ -145,21 +135,21 @@ class Trainer:
         self.state.set_rates()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        buffers = self._copy_buffers() if self.options.skip_bad_steps else []
+        buffers = self.bad_steps.copy_buffers()
         try:
             ready = self._gradients(batches)
-        except _BadStep as bad:
-            self._handle(bad, batches, buffers)
+        except BadStep as bad:
+            self.display.line(self.bad_steps.skip(bad, batches, buffers))
             return
         for name in ready:
             self.scaler.step(self.optimisers[name])
         self.scaler.update()
-        self.skipped_in_row = 0
+        self.bad_steps.in_row = 0
         if self.average:
             self.average.update(self.stage.networks, self.state.step)
 
     def _gradients(self, batches: list[dict]) -> list[str]:
-        """The names of the optimisers that have gradients, the same in all processes; raises _BadStep."""
+        """The names of the optimisers that have gradients, the same in all processes; raises BadStep."""
         values: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
             for name, value in self._backward(to_device(batch, self.world.device), micro).items():
@@ -178,7 +168,7 @@ class Trainer:
             self.scaler.unscale_(self.optimisers[name])
             norm = nn.utils.clip_grad_norm_(trained[name], self.stage.gradient_clip)
             if due and not self.scaler.is_enabled() and not torch.isfinite(norm):
-                raise _BadStep(f"the gradient of the {name} optimiser's networks", float(norm), self.state.step)
+                raise BadStep(f"the gradient of the {name} optimiser's networks", float(norm), self.state.step)
         return ready
 
     def _backward(self, batch: dict, micro: int) -> dict[str, Tensor]:
@@ -219,52 +209,10 @@ class Trainer:
         self.state.elapsed, self.interrupted = clock, bool(stop)
         if failed:
             step, name, value = bad[0] if bad else (self.state.step, "in another process", float("nan"))
-            raise _BadStep(f"the loss '{name}'", value, step, mine=bool(bad) and step == self.state.step)
+            raise BadStep(f"the loss '{name}'", value, step, mine=bool(bad) and step == self.state.step)
         means = iter(distributed.total([value for _, values in steps for value in values.values()], self.world))
         for step, values in steps:
             self._log(step, {name: next(means) / self.world.size for name in values})
-
-    # ---- steps that are not finite -----------------------------------------------------------------------------
-
-    def _handle(self, bad: _BadStep, batches: list[dict], buffers: list[Tensor]) -> None:
-        """Saves the batch and counts the step, whose traces are undone; UserError unless such steps are skipped."""
-        place = f"step {bad.step} (epoch {self.state.epoch})"
-        saved = self._save_batch(bad, batches) if bad.mine else ""
-        if not self.options.skip_bad_steps:
-            raise UserError(f"training stopped: {bad} at {place}{saved}; lower --learning-rate, use --precision fp32 "
-                            f"or --skip-bad-steps{self.state.last_good()}")
-        self.state.skipped, self.skipped_in_row = self.state.skipped + 1, self.skipped_in_row + 1
-        if self.skipped_in_row >= MOST_SKIPPED:
-            raise UserError(f"training stopped: {self.skipped_in_row} steps in a row were skipped, the last because "
-                            f"{bad} at {place}{saved}; lower --learning-rate or use --precision fp32"
-                            f"{self.state.last_good()}")
-        with torch.no_grad():
-            for buffer, before in zip(self._buffers(), buffers):
-                buffer.copy_(before)
-        self.display.line(f"{place} skipped, number {self.state.skipped}: {bad}{saved}")
-
-    def _buffers(self) -> list[Tensor]:
-        """What a forward pass changes besides gradients: running means, singular vectors."""
-        return [buffer for module in [*self.stage.networks.values(), *self.stage.critics.values()]
-                for buffer in module.buffers()]
-
-    def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.detach().clone() for buffer in self._buffers()]
-
-    def _save_batch(self, bad: _BadStep, batches: list[dict]) -> str:
-        """Writes the step's batches for a look, `utils.checkpoints.load` reads them; returns where, for messages."""
-        folder = self.options.folder / "bad_batches"
-        process = f"_process_{self.world.rank}" if self.world.size > 1 else ""
-        path = folder / f"step_{self.state.step}{process}.pth"
-        if len(list(folder.glob("*.pth"))) >= MOST_BAD_BATCHES:
-            return ""
-        content = {"format": BATCH_FORMAT, "stage": self.stage.name, "step": self.state.step, "epoch": self.state.epoch,
-                   "cause": str(bad), "batches": batches}
-        try:
-            checkpoints.save(path, content)
-        except UserError as error:  # the cause matters more than the disk
-            return f" ({error})"
-        return f" (the batch is in {path})"
 
     # ---- held-out data and checkpoints -------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import kill_training
 from engine_samples import interrupt_second_step, settings
 from test_training_loop import ALONE, all_tensors, make_stage, make_trainer
 
-from engine import training
+from engine import bad_steps, training
 from utils import checkpoints, files
 from utils.errors import UserError
 
@@ -231,8 +231,8 @@ def test_a_bad_step_yet_unseen_is_never_saved(tmp_path, stopped):
 
 
 def test_skipping_ends_when_nothing_is_good(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SKIPPED", 3)
-    monkeypatch.setattr(training, "MOST_BAD_BATCHES", 2)
+    monkeypatch.setattr(bad_steps, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(bad_steps, "MOST_BAD_BATCHES", 2)
     trainer = make_trainer(tmp_path, make_stage("occlusion"), skip_bad_steps=True)
     poison(trainer, range(100), "loss")
     with pytest.raises(UserError, match="3 steps in a row were skipped"):
