@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from engine import distributed, report
 from engine.bad_steps import BadStep, BadSteps
@@ -36,13 +35,13 @@ from engine.resident import ResidentItems
 from engine.run_state import RunState
 from engine.stage import Stage
 from engine.training_options import TrainingOptions, options_from
+from engine.validation import HeldOutFaces
 from models.layers import compute_in
 from utils import files
 from utils.device import choose_dtype
 from utils.errors import UserError
-from utils.logging import note, progress
+from utils.logging import note
 
-VALIDATION_KEY = 0x76616C  # randomness of validation is keyed by this alone, so that scores of all runs compare
 SCALAR_EVERY = 20  # steps between TensorBoard scalars
 LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
 
@@ -56,7 +55,8 @@ class Trainer:
             raise UserError(f"the training set has {len(train_set)} items, fewer than one step needs "
                             f"({options.batch_size} x {options.accumulate} x {world.size}): lower --batch-size")
         self.stage, self.options, self.world = stage.to(world.device), options, world
-        self.train_set, self.validation_set = train_set, validation_set
+        self.train_set = train_set
+        self.held_out = HeldOutFaces(validation_set, stage, options, world)
         torch.backends.cudnn.benchmark = True  # all batches have one size, so that the search for kernels pays
         distributed.same_start([*stage.networks.values(), *stage.critics.values()], world)
         self.state = RunState(stage, options, world, len(train_set))
@@ -69,7 +69,6 @@ class Trainer:
         # A bad step can be skipped only before the next one is taken.
         self.look_every = 1 if options.skip_bad_steps else LOOK_EVERY.get(world.device.type, 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
-        self._held_out: list[dict] = []
         self._running: dict[str, float] = {}
         self.resident: ResidentItems | None = None
         if options.compile:
@@ -233,7 +232,7 @@ class Trainer:
         self.state.save("last.pth")
         if self.writer:
             with self._evaluating() as networks:
-                pictures = self.stage.pictures(networks, *next(self._held_out_faces()))
+                pictures = self.held_out.pictures(networks)
             with self._logging():
                 for name, value in self.state.scores.items():
                     self.writer.add_scalar(f"held_out/{name}", value, self.state.step)
@@ -250,35 +249,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
-        statistics = None
         with self._evaluating() as networks:
-            for batch, rngs in self._held_out_faces():
-                part = self.stage.validate(networks, batch, rngs, self._autocast).double().cpu()
-                statistics = part if statistics is None else statistics + part
-        return self.stage.score(torch.tensor(distributed.total(statistics.tolist(), self.world), dtype=torch.float64))
-
-    def _held_out_faces(self) -> Iterator[tuple[dict, list[np.random.Generator]]]:
-        """The held-out batches with each face's randomness, the same whenever and by however many it is validated."""
-        seen = 0
-        for batch in self._held_out_batches():
-            count = len(next(iter(batch.values())))
-            yield batch, face_generators((VALIDATION_KEY,), self.world.places(seen, count))
-            seen += count
-
-    def _held_out_batches(self) -> list[dict]:
-        """This process' share of the held-out items, made once and kept: generating them again would cost minutes."""
-        if not self._held_out:
-            count = min(len(self.validation_set), self.stage.validation_items)
-            if count < self.world.size:
-                raise UserError(f"{count} held-out items are too few for {self.world.size} processes")
-            items = Subset(self.validation_set, range(self.world.rank, count, self.world.size))
-            loader = DataLoader(items, batch_size=min(self.options.batch_size, 16), num_workers=self.options.workers,
-                                worker_init_fn=start_worker,
-                                generator=torch.Generator().manual_seed(self.options.seed))
-            log_type = "progressbar" if self.options.bar and self.world.is_main else "none"
-            self._held_out = [to_device(batch, self.world.device)
-                              for batch in progress(loader, "held-out faces", len(loader), log_type)]
-        return self._held_out
+            return self.held_out.scores(networks, self._autocast)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[Mapping[str, nn.Module]]:
