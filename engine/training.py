@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engine import distributed, report
+from engine import distributed
 from engine.bad_steps import BadStep, BadSteps
 from engine.distributed import World
 from engine.loading import start_worker, to_device
 from engine.optimisation import face_generators, seed_everything
+from engine.report import join_numbers
 from engine.resident import ResidentItems
+from engine.run_log import RunLog
 from engine.run_state import RunState
 from engine.stage import Stage
 from engine.training_options import TrainingOptions, options_from
@@ -42,7 +44,6 @@ from utils.device import choose_dtype
 from utils.errors import UserError
 from utils.logging import note
 
-SCALAR_EVERY = 20  # steps between TensorBoard scalars
 LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which make it wait for the device; else 1
 
 
@@ -69,7 +70,6 @@ class Trainer:
         # A bad step can be skipped only before the next one is taken.
         self.look_every = 1 if options.skip_bad_steps else LOOK_EVERY.get(world.device.type, 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
-        self._running: dict[str, float] = {}
         self.resident: ResidentItems | None = None
         if options.compile:
             stage.compile()
@@ -84,19 +84,14 @@ class Trainer:
             log_type = ("progressbar" if self.options.bar else "traditional") if self.world.is_main else "none"
             self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type)
         self.saved_at = self.state.elapsed
-        self.display = report.TrainingDisplay(self.options.bar and self.world.is_main, self.world.is_main)
-        self.writer = self._open_writer()
-        with self._interruptible(), contextlib.closing(self.display):
+        with RunLog(self.state) as self.log, self._interruptible():
             while not self._ended():
                 self._train_epoch()
             try:
                 self._look()
             except BadStep as bad:
-                self.display.line(self.bad_steps.skip(bad, [], []))
+                self.log.line(self.bad_steps.skip(bad, [], []))
             self._finish()
-        if self.writer:
-            with self._logging():
-                self.writer.close()
         if self.state.skipped and self.world.is_main:
             note(f"{self.state.skipped} steps were skipped, see {self.bad_steps.folder}")
         return self.state.scores
@@ -138,7 +133,7 @@ class Trainer:
         try:
             ready = self._gradients(batches)
         except BadStep as bad:
-            self.display.line(self.bad_steps.skip(bad, batches, buffers))
+            self.log.line(self.bad_steps.skip(bad, batches, buffers))
             return
         for name in ready:
             self.scaler.step(self.optimisers[name])
@@ -213,6 +208,9 @@ class Trainer:
         for step, values in steps:
             self._log(step, {name: next(means) / self.world.size for name in values})
 
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        self.log.losses(step, values)
+
     # ---- held-out data and checkpoints -------------------------------------------------------------------------
 
     def _validate_and_save(self) -> None:
@@ -226,26 +224,14 @@ class Trainer:
         if not self.world.is_main:
             return
         mark = " (best)" if better else ""
-        self.display.line(f"step {self.state.step} held-out {report.join_numbers(self.state.scores)}{mark}")
+        self.log.line(f"step {self.state.step} held-out {join_numbers(self.state.scores)}{mark}")
         if better:  # before last.pth, whose resumed run would not write it again: see `RunState._find_best`
             self.state.save("best.pth")
         self.state.save("last.pth")
-        if self.writer:
+        if self.log.writer:
             with self._evaluating() as networks:
                 pictures = self.held_out.pictures(networks)
-            with self._logging():
-                for name, value in self.state.scores.items():
-                    self.writer.add_scalar(f"held_out/{name}", value, self.state.step)
-                self.writer.add_image("pictures", pictures, self.state.step)
-
-    @contextlib.contextmanager
-    def _logging(self) -> Iterator[None]:
-        """TensorBoard's writer works in a thread of its own, and a later call raises what went wrong there."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"training stopped at step {self.state.step}: cannot write {self.options.log_folder}: "
-                            f"{error.strerror or error}{self.state.last_good()}") from None
+            self.log.held_out(pictures)
 
     def validate(self) -> dict[str, float]:
         """The stage's measures of the averaged (without --ema: current) networks on held-out items."""
@@ -285,24 +271,6 @@ class Trainer:
                           num_workers=workers, pin_memory=self.world.device.type == "cuda", worker_init_fn=start_worker,
                           prefetch_factor=4 if workers else None,
                           generator=torch.Generator().manual_seed(self.options.seed))
-
-    def _open_writer(self):
-        if not self.world.is_main or self.options.log_folder is None:
-            return None
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and a library user may not want it
-        with self._logging():
-            return SummaryWriter(str(self.options.log_folder), purge_step=self.state.step or None)
-
-    def _log(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._running[name] = 0.95 * self._running.get(name, value) + 0.05 * value
-        self.display.update(self.state.progress(), self.state.elapsed, step + 1, self.state.epoch,
-                            self.state.step_faces, self._running)
-        if self.writer and step % SCALAR_EVERY == 0:
-            with self._logging():
-                for name, value in self._running.items():
-                    self.writer.add_scalar(f"loss/{name}", value, step)
-                self.writer.add_scalar("learning_rate", self.optimisers["main"].param_groups[0]["lr"], step)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
