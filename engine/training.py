@@ -13,11 +13,13 @@ A step whose loss or gradient is not finite ends the run, or with `skip_bad_step
 `skip_bad_steps` anywhere, it changes nothing, and ``bad_batches/`` in the run's folder gets the batch that caused it.
 On a GPU the losses are looked at every 20 steps only, so the run ends up to 19 steps later, mostly without the batch.
 Wherever it is, no checkpoint is written of networks that are not finite.
+
+Here are the loop and its steps. `run_state` knows what is learnt and how far the run is, writes checkpoints and resumes
+from them; `bad_steps`, `validation`, `run_log` and `interrupts` do what their names say.
 """
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from pathlib import Path
 from typing import Any, Iterator, Mapping
@@ -29,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine import distributed
 from engine.bad_steps import BadStep, BadSteps
 from engine.distributed import World
+from engine.interrupts import Interrupts
 from engine.loading import start_worker, to_device
 from engine.optimisation import face_generators, seed_everything
 from engine.report import join_numbers
@@ -48,7 +51,16 @@ LOOK_EVERY = {"cuda": 20}  # steps between the host's looks at the losses, which
 
 
 class Trainer:
-    """Trains one stage. `run` returns the last held-out score."""
+    """Trains one stage. `run` returns the last held-out score.
+
+    Attributes:
+        state: what is learnt and how far the run is; `average`, `optimisers` and `scaler` are its own.
+        interrupted: have all processes agreed to end?
+        look_every: steps between two looks at the losses.
+
+    Raises:
+        UserError: the training set has too few items for a step, or an option is not understood.
+    """
 
     def __init__(self, stage: Stage, train_set: Dataset, validation_set: Dataset, options: TrainingOptions,
                  world: World):
@@ -65,8 +77,8 @@ class Trainer:
         self.sampler = distributed.EpochSampler(len(train_set), world, options.seed)
         self.saved_step = -1  # the step that last.pth holds
         self.bad_steps = BadSteps(self.state)
-        self.interrupted = False
-        self._asked_to_stop = False  # this process alone; `interrupted` is what all processes have agreed on
+        self.interrupts = Interrupts(world)  # of this process alone
+        self.interrupted = False  # what all processes have agreed on
         # A bad step can be skipped only before the next one is taken.
         self.look_every = 1 if options.skip_bad_steps else LOOK_EVERY.get(world.device.type, 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []  # step and values that the host has not looked at
@@ -84,7 +96,7 @@ class Trainer:
             log_type = ("progressbar" if self.options.bar else "traditional") if self.world.is_main else "none"
             self.resident = ResidentItems(self.train_set, self.world.device, self.options.workers, log_type)
         self.saved_at = self.state.elapsed
-        with RunLog(self.state) as self.log, self._interruptible():
+        with RunLog(self.state) as self.log, self.interrupts.heeded():
             while not self._ended():
                 self._train_epoch()
             try:
@@ -120,7 +132,7 @@ class Trainer:
             self._train_step([next(batches) for _ in range(self.options.accumulate)])
             self.state.count_step()
             if self.world.size == 1:  # several processes agree in their next look at the losses
-                self.interrupted = self.interrupted or self._asked_to_stop
+                self.interrupted = self.interrupted or self.interrupts.asked
             if self.state.elapsed - self.saved_at >= 60 * self.options.checkpoint_minutes:
                 self._validate_and_save()
 
@@ -149,7 +161,7 @@ class Trainer:
             for name, value in self._backward(to_device(batch, self.world.device), micro).items():
                 values[name] = values.get(name, 0.0) + value / len(batches)
         self._pending.append((self.state.step, values))
-        due = (self.state.step + 1) % self.look_every == 0 or (self._asked_to_stop and self.world.size == 1)
+        due = (self.state.step + 1) % self.look_every == 0 or (self.interrupts.asked and self.world.size == 1)
         if due:
             self._look()
         trained = {name: [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -197,7 +209,7 @@ class Trainer:
         self._pending.clear()
         bad = [(step, name, value) for step, values in steps for name, value in values.items()
                if not abs(value) < float("inf")]
-        stop = self.interrupted or self._asked_to_stop
+        stop = self.interrupted or self.interrupts.asked
         clock, stop, failed = distributed.largest(
             [time.monotonic() - self.clock_start, float(stop), float(bool(bad))], self.world)
         self.state.elapsed, self.interrupted = clock, bool(stop)
@@ -271,23 +283,6 @@ class Trainer:
                           num_workers=workers, pin_memory=self.world.device.type == "cuda", worker_init_fn=start_worker,
                           prefetch_factor=4 if workers else None,
                           generator=torch.Generator().manual_seed(self.options.seed))
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run after the current step, saved; a second one kills it."""
-        def stop(number, frame):
-            if self._asked_to_stop:
-                raise KeyboardInterrupt
-            self._asked_to_stop = True
-            if self.world.is_main:
-                when = " after this step" if self.world.size == 1 else ""
-                note(f"stopping{when}: the run is saved, then evaluated; Ctrl-C again leaves the evaluation out")
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 def train(settings: Any) -> dict[str, float]:
