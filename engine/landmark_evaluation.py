@@ -22,7 +22,7 @@ from engine import distributed, report
 from engine.distributed import ALONE, World
 from engine.encoder_stage import OUTER_EYES, crop_landmarks
 from engine.evaluation import choose_source, given_face
-from engine.training import start_worker
+from engine.loading import start_worker
 from models.blending import from_uint8
 from utils.errors import UserError
 from utils.files import read_json

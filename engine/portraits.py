@@ -22,7 +22,7 @@ from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE, window
 from datasets.faces import FolderFaces
 from datasets.labels import BACKGROUND, FACE, OCCLUSION
 from engine.encoder_stage import crop_landmarks
-from engine.training import start_worker
+from engine.loading import start_worker
 from engine.turning import random_turn, turn_head
 from models.blending import from_uint8
 from models.encoder import FaceCode

@@ -5,12 +5,13 @@ Items are always the same ones, so they are read once, and batches are picked on
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from engine.loading import start_worker
 from utils.errors import UserError
 from utils.logging import progress
 
@@ -22,21 +23,19 @@ class ResidentItems:
 
     A part that comes several times in a ConcatDataset, as portraits do to make up their share, is read and kept once.
 
-    dataset: all of its items have the same fields, with tensors of one shape and type. workers: processes that read it,
-    each prepared by `prepare_worker`.
+    dataset: all of its items have the same fields, with tensors of one shape and type. workers: processes that read it.
 
     Raises:
         UserError: they do not fit into the device's memory.
         ValueError: items of different fields or types.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, workers: int = 0, log_type: str = "progressbar",
-                 prepare_worker: Callable[[int], None] | None = None):
+    def __init__(self, dataset: Dataset, device: torch.device, workers: int = 0, log_type: str = "progressbar"):
         self.tensors: dict[str, Tensor] = {}
         self.others: dict[str, list] = {}
         self.places, distinct = _without_repeats(dataset)
         # A generator of its own, or the loader would take a number from the one that a resumed run continues.
-        loader = DataLoader(distinct, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=prepare_worker,
+        loader = DataLoader(distinct, batch_size=READ_AT_A_TIME, num_workers=workers, worker_init_fn=start_worker,
                             generator=torch.Generator())
         place = 0
         for batch in progress(loader, "reading the training set", len(loader), log_type):

@@ -21,8 +21,8 @@ from engine import distributed, report
 from engine.compilation import compile_networks
 from engine.distributed import ALONE, World
 from engine.evaluation import given_face
+from engine.loading import start_worker
 from engine.occlusion_stage import COLOURS, confusion, overlaps
-from engine.training import start_worker
 from models.blending import from_uint8
 from models.occlusion import N_LABELS
 from utils.errors import UserError

@@ -166,7 +166,7 @@ def interrupt_second_step(trainer) -> None:
 
     def with_signal(batches):
         original(batches)
-        if trainer.step == 1:
+        if trainer.state.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     trainer._train_step = with_signal

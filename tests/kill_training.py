@@ -82,21 +82,21 @@ def watched(trainer, shared: Shared) -> None:
     state = {"saved": -1}
 
     def report(phase: str) -> None:
-        shared.write(PHASES.index(phase), trainer.step, state["saved"], trainer.elapsed)
+        shared.write(PHASES.index(phase), trainer.state.step, state["saved"], trainer.state.elapsed)
 
     def during(phase: str, function):
         def wrapped(*arguments):
             report(phase)
             result = function(*arguments)
             if phase == "checkpoint" and arguments[0] == "last.pth":
-                state["saved"] = trainer.step
+                state["saved"] = trainer.state.step
             report("step")
             return result
         return wrapped
 
     trainer._train_step = during("step", trainer._train_step)
     trainer.validate = during("evaluation", trainer.validate)
-    trainer._save = during("checkpoint", trainer._save)
+    trainer.state.save = during("checkpoint", trainer.state.save)
 
 
 def child(folder: Path, steps: int, interval: float, workers: int, shared: Shared) -> None:
@@ -172,7 +172,7 @@ def phase_seconds(trainer: training.Trainer) -> dict[str, float]:
 
     trainer._train_step = timed("step", trainer._train_step)
     trainer.validate = timed("evaluation", trainer.validate)
-    trainer._save = timed("checkpoint", trainer._save)
+    trainer.state.save = timed("checkpoint", trainer.state.save)
     trainer.run()
     return {phase: total[phase] / count[phase] for phase in PHASES}
 
@@ -215,9 +215,9 @@ def compare(whole, run: Path) -> None:
     assert expected.keys() == found.keys()
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert not different, f"other than without kills: {different}"
-    places = (state["step"], state["epoch"], state["seen"]), (whole.step, whole.epoch, whole.seen)
+    places = (state["step"], state["epoch"], state["seen"]), (whole.state.step, whole.state.epoch, whole.state.seen)
     assert places[0] == places[1], f"the runs ended at different places (step, epoch, position): {places}"
-    assert state["scores"] == whole.scores, (state["scores"], whole.scores)
+    assert state["scores"] == whole.state.scores, (state["scores"], whole.state.scores)
     partial = [path.name for path in run.iterdir() if path.suffix == ".tmp"]
     assert not partial, f"partial files were left: {partial}"
 

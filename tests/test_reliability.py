@@ -15,7 +15,7 @@ import kill_training
 from engine_samples import interrupt_second_step, settings
 from test_training_loop import ALONE, all_tensors, make_stage, make_trainer
 
-from engine import training
+from engine import bad_steps, training
 from utils import checkpoints, files
 from utils.errors import UserError
 
@@ -48,14 +48,14 @@ def test_a_kill_between_best_and_last_loses_neither(tmp_path):
     trainer = make_trainer(tmp_path, make_stage("occlusion"), checkpoint_minutes=0.0, max_steps=2)
     scores = iter([0.5, 0.9, 0.7, 0.6])
     trainer.stage.score = lambda statistics: {"mean_iou": next(scores)}
-    save = trainer._save
+    save = trainer.state.save
 
     def killed(name):
-        if name == "last.pth" and trainer.step == 2:
+        if name == "last.pth" and trainer.state.step == 2:
             raise KeyboardInterrupt
         save(name)
 
-    trainer._save = killed
+    trainer.state.save = killed
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert checkpoints.load(tmp_path / "last.pth")["step"] == 1
@@ -63,7 +63,7 @@ def test_a_kill_between_best_and_last_loses_neither(tmp_path):
     again = make_trainer(tmp_path, make_stage("occlusion"), checkpoint_minutes=0.0, max_steps=3)
     again.stage.score = trainer.stage.score
     again.restore(tmp_path / "last.pth")
-    assert again.best == 0.9
+    assert again.state.best == 0.9
     again.run()
     assert checkpoints.load(tmp_path / "best.pth")["step"] == 2
     assert checkpoints.load(tmp_path / "last.pth")["best"] == 0.9
@@ -87,7 +87,7 @@ def test_an_interrupt_saves_before_it_evaluates_and_says_how_to_go_on(tmp_path, 
     trainer.validate = lambda: os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    assert checkpoints.load(tmp_path / "last.pth")["step"] == trainer.step == 2
+    assert checkpoints.load(tmp_path / "last.pth")["step"] == trainer.state.step == 2
     said = capsys.readouterr().out
     assert said.index("stopping after this step") < said.index(f"continue with --resume {tmp_path / 'last.pth'}")
 
@@ -196,14 +196,14 @@ def test_skipped_steps_are_counted_and_leave_no_trace(tmp_path, what, capsys):
     trainer = make_trainer(tmp_path, make_stage("occlusion"), max_steps=4, skip_bad_steps=True)
     poison(trainer, {1, 3}, what)
     trainer.run()
-    assert trainer.skipped == 2 and "2 steps were skipped" in capsys.readouterr().out
+    assert trainer.state.skipped == 2 and "2 steps were skipped" in capsys.readouterr().out
     assert all(torch.isfinite(value).all() for value in all_tensors(trainer).values() if value.is_floating_point())
     assert sorted(path.name for path in (tmp_path / "bad_batches").iterdir()) == ["step_1.pth", "step_3.pth"]
     again = make_trainer(tmp_path, make_stage("occlusion"), max_steps=6, skip_bad_steps=True)
     again.restore(tmp_path / "last.pth")
     poison(again, {4}, what)
     again.run()
-    assert again.skipped == 3 and again.step == 6
+    assert again.state.skipped == 3 and again.state.step == 6
 
 
 def test_a_skipped_step_changes_nothing(tmp_path):
@@ -231,8 +231,8 @@ def test_a_bad_step_yet_unseen_is_never_saved(tmp_path, stopped):
 
 
 def test_skipping_ends_when_nothing_is_good(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SKIPPED", 3)
-    monkeypatch.setattr(training, "MOST_BAD_BATCHES", 2)
+    monkeypatch.setattr(bad_steps, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(bad_steps, "MOST_BAD_BATCHES", 2)
     trainer = make_trainer(tmp_path, make_stage("occlusion"), skip_bad_steps=True)
     poison(trainer, range(100), "loss")
     with pytest.raises(UserError, match="3 steps in a row were skipped"):
@@ -251,7 +251,7 @@ def test_loader_workers_do_not_matter(tmp_path):
         log = trainer._log
         trainer._log = lambda step, values: (losses.append(dict(values)), log(step, values))
         trainer.run()
-        results.append((losses, trainer.scores, all_tensors(trainer)))
+        results.append((losses, trainer.state.scores, all_tensors(trainer)))
     for losses, scores, tensors in results[1:]:
         assert losses == results[0][0] and scores == results[0][1]
         assert all(torch.equal(value, results[0][2][name]) for name, value in tensors.items())

@@ -54,7 +54,7 @@ def make_trainer(folder: Path, stage, faces: int = 10, **options) -> Trainer:
 
 
 def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    state, found = trainer.state(), {}
+    state, found = trainer.state.content(), {}
 
     def collect(prefix, value):
         if isinstance(value, torch.Tensor):
@@ -79,21 +79,22 @@ def test_resuming_equals_not_stopping(tmp_path, stage):
 
     def stop_after_three(batches):
         original(batches)
-        first.interrupted = first.step == 2
+        first.interrupted = first.state.step == 2
 
     first._train_step = stop_after_three
     first.run()
-    assert first.step == 3
+    assert first.state.step == 3
     torch.manual_seed(99)
     second = make_trainer(tmp_path / "parts", make_stage(stage), **schedule)
     second.restore(tmp_path / "parts" / "last.pth")
     second.run()
-    assert (second.step, second.epoch, second.seen) == (whole.step, whole.epoch, whole.seen) == (7, 3, 4)
+    place, expected_place = ((state.step, state.epoch, state.seen) for state in (second.state, whole.state))
+    assert place == expected_place == (7, 3, 4)
     expected, found = all_tensors(whole), all_tensors(second)
     assert expected.keys() == found.keys() and len(expected) > 8
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
-    assert second.scores == whole.scores
+    assert second.state.scores == whole.state.scores
 
 
 @pytest.mark.parametrize("written", ["seen", "position"])
@@ -111,23 +112,23 @@ def test_a_run_goes_on_behind_the_faces_it_has_seen(tmp_path, written):
         trainer = make_trainer(tmp_path / "next", make_stage("occlusion"), faces, batch_size=batch_size,
                                accumulate=accumulate, max_steps=16)
         trainer.restore(tmp_path / "state.pth")
-        assert (trainer.epoch, trainer.seen) == (epoch, seen)
+        assert (trainer.state.epoch, trainer.state.seen) == (epoch, seen)
         taken = []
         trainer._train_step = lambda batches: taken.extend(name for batch in batches for name in batch["name"])
         trainer.run()
         order = EpochSampler(faces, ALONE, seed=3)
         order.begin(epoch)
         assert taken == [f"face_{index}" for index in order][seen:seen + batch_size * accumulate]
-        assert trainer.step == 16
+        assert trainer.state.step == 16
 
 
 def test_another_number_of_processes_is_told_and_no_face_comes_twice(tmp_path, capsys):
     make_trainer(tmp_path, make_stage("occlusion"), faces=40, max_steps=15).run()
     options = TrainingOptions(tmp_path, batch_size=1, bar=False, seed=3)
     again = Trainer(make_stage("occlusion"), SmallFaces(40), SmallFaces(4), options, ALONE)
-    again.world = World(0, 4, ALONE.device)
+    again.state.world = World(0, 4, ALONE.device)
     again.restore(tmp_path / "last.pth")
-    assert again.seen == 32 and "4 processes (was 1)" in capsys.readouterr().err
+    assert again.state.seen == 32 and "4 processes (was 1)" in capsys.readouterr().err
 
 
 def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
@@ -147,7 +148,7 @@ def test_a_resident_training_set_trains_as_a_read_one(tmp_path):
         torch.manual_seed(5)
         trainer.run()
         states.append(all_tensors(trainer))
-        random.append(trainer.state()["random"]["torch"])
+        random.append(trainer.state.content()["random"]["torch"])
     assert asked == list(range(7))
     assert torch.equal(*random)
     assert states[0].keys() == states[1].keys()
@@ -208,14 +209,14 @@ def test_training_changes_trained_networks_only(tmp_path):
 def test_batches_of_one_and_three(tmp_path, stage, count):
     trainer = make_trainer(tmp_path, make_stage(stage), batch_size=count, max_steps=2)
     trainer.run()
-    assert all(np.isfinite(value) for value in trainer.scores.values())
+    assert all(np.isfinite(value) for value in trainer.state.scores.values())
 
 
 def test_loss_falls(tmp_path):
     trainer = make_trainer(tmp_path, make_stage("occlusion"), learning_rate=2e-2, max_steps=40, ema=0.0)
     before = trainer.validate()["mean_iou"]
     trainer.run()
-    assert trainer.scores["mean_iou"] > before + 0.02
+    assert trainer.state.scores["mean_iou"] > before + 0.02
 
 
 def test_encoder_sees_the_masked_image_and_hidden_pixels_do_not_matter(tmp_path):
@@ -304,18 +305,18 @@ def test_a_run_without_a_scaler_goes_on_with_one_and_back(tmp_path):
         if number > 1:
             trainer.restore(tmp_path / "last.pth")
         trainer.run()
-    assert trainer.step == 3
+    assert trainer.state.step == 3
 
 
 def test_what_validation_measured_is_kept_when_resuming(tmp_path):
     trainer = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
     trainer.run()
     trainer.stage.frame_trust, trainer.stage.usual_light = 0.75, [0.5] * 27
-    checkpoints.save(tmp_path / "kept.pth", trainer.state())
+    checkpoints.save(tmp_path / "kept.pth", trainer.state.content())
     resumed = make_trainer(tmp_path, make_stage("encoder"), max_steps=1, batch_size=2)
     resumed.restore(tmp_path / "kept.pth")
-    assert resumed.state()["metadata"]["frame_trust"] == 0.75
-    assert resumed.state()["metadata"]["usual_light"] == [0.5] * 27
+    assert resumed.state.content()["metadata"]["frame_trust"] == 0.75
+    assert resumed.state.content()["metadata"]["usual_light"] == [0.5] * 27
 
 
 def test_usual_light_is_the_mean_of_what_the_encoder_says_and_of_its_mirror_image():
@@ -357,17 +358,17 @@ def test_interrupt_saves(tmp_path):
     interrupt_second_step(trainer)
     trainer.run()
     state = checkpoints.load(tmp_path / "last.pth")
-    assert state["step"] == trainer.step < 50
+    assert state["step"] == trainer.state.step < 50
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_limits(tmp_path):
     trainer = make_trainer(tmp_path / "a", make_stage("occlusion"), epochs=2)
     trainer.run()
-    assert (trainer.epoch, trainer.step) == (2, 10)
+    assert (trainer.state.epoch, trainer.state.step) == (2, 10)
     trainer = make_trainer(tmp_path / "b", make_stage("occlusion"), max_minutes=0.0)
     trainer.run()
-    assert trainer.step == 0
+    assert trainer.state.step == 0
 
 
 def test_best_is_chosen_on_held_out_data(tmp_path):

@@ -89,14 +89,14 @@ def test_steps_between_two_looks_never_wait(stage, options, tmp_path, monkeypatc
     trainer._train_step = step
     trainer.run()
     assert waits == [[]] * 6
-    assert trainer._pending == [] and trainer._running  # the run's end looked
+    assert trainer._pending == [] and trainer.log.smoothed  # the run's end looked
 
 
 def test_looking_seldom_trains_the_same_and_names_the_step_of_a_bad_loss(tmp_path):
     often, seldom = (make_trainer(tmp_path / str(every), make_stage("occlusion"), max_steps=5) for every in (1, 4))
     seldom.look_every = 4
     assert often.run() == seldom.run()
-    assert often._running == seldom._running
+    assert often.log.smoothed == seldom.log.smoothed
 
     broken = make_trainer(tmp_path / "broken", make_stage("occlusion"), max_steps=8)
     broken.look_every = 4
@@ -109,4 +109,4 @@ def test_looking_seldom_trains_the_same_and_names_the_step_of_a_bad_loss(tmp_pat
     broken.stage.losses = losses
     with pytest.raises(UserError, match=r"'dice' is nan at step 1"):
         broken.run()
-    assert broken.step == 3 and not (tmp_path / "broken" / "last.pth").exists()
+    assert broken.state.step == 3 and not (tmp_path / "broken" / "last.pth").exists()
