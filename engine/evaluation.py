@@ -20,8 +20,8 @@ from engine import distributed, report
 from engine.baselines import BASELINES
 from engine.distributed import ALONE, World
 from engine.encoder_stage import landmark_error
+from engine.loading import start_worker
 from engine.metrics import psnr, ssim
-from engine.training import start_worker
 from models.blending import from_uint8, to_uint8
 from models.completion import MIN_FACE
 from utils import files
