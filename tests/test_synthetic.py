@@ -214,7 +214,7 @@ def dressed(hair: int, **changes):
     worn = wardrobe.layers["hair"][hair]
     do = HairDo(**{**dict(mirrored=False, volume=1.0, length=1.0, alpha_cut=0.2, second=np.float32([1, 1, 1]),
                           streaks=np.zeros(STREAKS, np.float32)), **changes})
-    cover = put_on(canvas, worn, do.positions(worn.layer, atlas.head, vertices), *where, np.float32([0, 0, 0]), 0.2, do)
+    cover = put_on(canvas, worn, do.positions(worn.layer, atlas.head, vertices), *where, np.float32([0, 0, 0]), do)
     return cover, canvas
 
 
@@ -234,6 +234,7 @@ def test_one_person_wears_a_style_otherwise_than_another():
     lower = np.arange(256)[:, None] > 150
     assert ((dressed(style, length=0.5)[0] > 0.5) & lower).sum() < 0.7 * (as_made & lower).sum()
     assert (dressed(style, volume=1.3)[0] > 0.5).sum() > as_made.sum()
+    assert (dressed(style, alpha_cut=0.6)[0] > 0.5).sum() < as_made.sum() - 100
     streaked = dressed(style, streaks=np.ones(STREAKS, np.float32))[1].picture
     assert streaked[as_made].mean() > dressed(style)[1].picture[as_made].mean() + 0.1
 

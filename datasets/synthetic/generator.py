@@ -187,12 +187,12 @@ class FaceGenerator:
         layers, where = self.wardrobe.layers, (vertices.mean(axis=0), pose, SUPERSAMPLING, light)
         if style.lash >= 0:
             worn = layers["lash"][style.lash]
-            put_on(canvas, worn, worn.layer.positions(vertices), *where, complexion.hair * 0.4, 0.3)
+            put_on(canvas, worn, worn.layer.positions(vertices), *where, complexion.hair * 0.4)
         reach = _SAMPLE_EYE_DISTANCE * pose.scale * SUPERSAMPLING * rng.uniform(0.03, 0.12)
         if style.hair >= 0:
             worn = layers["hair"][style.hair]
             points = hair_do.positions(worn.layer, self.atlas.head, vertices)
-            cover = put_on(canvas, worn, points, *where, complexion.hair, hair_do.alpha_cut, hair_do)
+            cover = put_on(canvas, worn, points, *where, complexion.hair, hair_do)
             lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hair |= (cover > 0.5) & head.surface
@@ -200,7 +200,7 @@ class FaceGenerator:
         if style.hat >= 0:
             worn = layers["hat"][style.hat]
             over_hair = replace(canvas, depth=head.depth - _HAT_SLACK)  # a hat presses the hair down
-            cover = put_on(over_hair, worn, worn.layer.positions(vertices), *where, None, 0.3)
+            cover = put_on(over_hair, worn, worn.layer.positions(vertices), *where, None)
             canvas.depth = np.where(cover > 0.5, over_hair.depth, canvas.depth)
             lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
