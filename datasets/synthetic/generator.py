@@ -206,16 +206,20 @@ class FaceGenerator:
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & (outline > 0.5)
             canvas.hair &= cover <= 0.5
+            canvas.hat, canvas.hat_light = cover, lit
 
     def _scene(self, canvas, head, vertices, pose, light, complexion, outline) -> Scene:
         """What the occluders have to know, at the crop's own size."""
         points = vertices[self.atlas.head.landmarks]
         shrink = lambda values, method: cv2.resize(values, (CROP, CROP), interpolation=method)
+        hat = {name: shrink(values, cv2.INTER_AREA)
+               for name, values in (("hat", canvas.hat), ("hat_light", canvas.hat_light)) if values is not None}
         return Scene(
             size=CROP, landmarks=np.ascontiguousarray(pose.project(points)[:, 1::-1]), points=points,
             project=pose.project, depth=shrink(canvas.depth, cv2.INTER_NEAREST),
             outline=shrink(outline, cv2.INTER_NEAREST), normals=shrink(head.normals, cv2.INTER_AREA), light=light,
-            skin_colour=complexion.tone, hair_colour=complexion.hair, eye_distance=_SAMPLE_EYE_DISTANCE * pose.scale)
+            skin_colour=complexion.tone, hair_colour=complexion.hair, eye_distance=_SAMPLE_EYE_DISTANCE * pose.scale,
+            **hat)
 
     @staticmethod
     def _occlude(rng, scene, picture, labels, gray):

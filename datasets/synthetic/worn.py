@@ -109,7 +109,7 @@ class Wardrobe:
 class Canvas:
     """The picture under construction: picture (S, S, 3), depth (S, S) um; face, hidden and hair (S, S) bool.
 
-    hair: the part of `hidden` where hair hides the face.
+    hair: the part of `hidden` where hair hides the face. hat, hat_light (S, S): see `scene.Scene`.
     """
 
     picture: np.ndarray
@@ -117,6 +117,8 @@ class Canvas:
     face: np.ndarray
     hidden: np.ndarray
     hair: np.ndarray
+    hat: np.ndarray | None = None
+    hat_light: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
