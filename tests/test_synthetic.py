@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from scipy import ndimage
 
 from datasets.synthetic import CachedFaces, SyntheticFaces, write_cache
 from datasets.synthetic import cache as cache_module
-from datasets.synthetic import occluders
+from datasets.synthetic import hands, occluders
 from datasets.synthetic import lighting as synthetic_lighting
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.atlas import HEIGHT, WIDTH, Atlas, rasterize
@@ -284,6 +285,27 @@ def test_strands_of_hair_are_beneath_a_balaclava(monkeypatch):
     drawn = {tuple(occluders.sample_occluders(np.random.default_rng(seed), None)) for seed in range(200)}
     assert {pair for pair in drawn if len(pair) == 2} == {
         ("hair_strands", "balaclava"), ("medical_mask", "hair_strands"), ("balaclava", "medical_mask")}
+
+
+def test_hands_have_four_fingers_and_no_arm_wider_than_they_are(monkeypatch):
+    """Measured across the forearm's axis, in eye distances; a palm may be widened by its thumb."""
+    limbs, seen = [], []
+    raise_limb = hands._capsule_relief
+    monkeypatch.setattr(hands, "_capsule_relief", lambda *limb: limbs.append(limb[1:3]) or raise_limb(*limb))
+    monkeypatch.setattr(hands, "_skin_patch", lambda rng, scene, *drawn: drawn)
+    scene = SimpleNamespace(size=1000, eye_distance=80.0, landmarks=np.full((68, 2), 500.0))
+    for seed in range(40):
+        limbs.clear()
+        height, _, nails, unit = hands.hand(np.random.default_rng(seed), scene)
+        forearm = max(limbs, key=lambda limb: np.hypot(*(limb[1] - limb[0])))
+        wrist, elbow = sorted(forearm, key=lambda end: np.hypot(*(end - 500)))
+        forward = (wrist - elbow) / np.hypot(*(wrist - elbow))
+        away = (np.argwhere(height > 0.3)[:, ::-1] - wrist) / unit
+        along, across = away @ forward, away @ [-forward[1], forward[0]]
+        arm, palm = (np.ptp(across[np.abs(along - place) < 0.05]) for place in (-0.3, 1.0))
+        seen.append(len(nails))
+        assert 0.8 < arm < 1.1 and 1.1 < palm < 2, seed
+    assert set(seen) == {0, 1, 2, 4}  # loosely closed, pointing with one finger or two, flat
 
 
 @pytest.fixture(scope="module")
