@@ -265,11 +265,11 @@ def fingerprint(source: Source, path: Path, options: PhotoOptions, job: Job) -> 
     mask = job.mask
     if mask is not None and mask.is_dir():
         mask = MaskFolder(mask).find(path.stem)
+    hole = _digest(mask) if mask is not None and mask.is_file() else "missing" if job.mask is not None else ""
     given = job.landmarks.of(path) if job.landmarks else None
     places = None if given is None else [np.round(face.landmarks, 3).tolist() for face in given]
-    decisive = [VERSION, source.digest, _digest(mask) if mask is not None and mask.is_file() else "",
-                asdict(options), job.mask_is_visible, places, job.save_landmarks, job.save_mesh,
-                job.signature]
+    decisive = [VERSION, source.digest, hole, asdict(options), job.mask_is_visible, places, job.save_landmarks,
+                job.save_mesh, job.signature]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

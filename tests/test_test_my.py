@@ -184,6 +184,14 @@ def test_masks_of_a_folder_belong_to_the_photos_of_their_name(run, tmp_path, por
     assert "no mask for two" in capsys.readouterr().err
 
 
+def test_a_photo_without_its_mask_is_told_even_if_it_was_completed_without_masks(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "photos/one.png", portrait[0])
+    write_image(tmp_path / "masks/other.png", np.full(portrait[0].shape[:2], 255, np.uint8))
+    assert run("--image", "photos") == 0
+    assert run("--image", "photos", "--mask", "masks") == 1
+    assert "no mask for one" in capsys.readouterr().err
+
+
 def test_window_resolution_leaves_the_rest_of_the_crop(run, tmp_path, portrait):
     photo, face = portrait
     write_image(tmp_path / "free.png", photo)
