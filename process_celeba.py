@@ -30,7 +30,6 @@ CELEBA_VARIANTS = (
     ("img_celeba", "list_landmarks_celeba"),
     ("img_align_celeba", "list_landmarks_align_celeba"),
 )
-SOME_FAILED = 3  # exit status
 LISTED = 20  # failures listed in the summary
 
 _detector = None  # MTCNN of this worker process, loaded for its first picture
@@ -76,7 +75,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; see --help."""
     parser = argparse.ArgumentParser(
         description="Align and crop faces to 256x256, as the networks want them.",
-        epilog="Exit status: 0 all done, 1 nothing done, 3 some pictures could not be done (they are listed).")
+        epilog="Exit status: 0 all done, 1 some pictures could not be done (they are listed), or none.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--celeba", type=Path, default=Path(DEFAULT_CELEBA), metavar="DIR",
                         help="CelebA's folder: img_celeba/ or img_align_celeba/, and the landmark list in Anno/ or "
@@ -277,7 +276,7 @@ def summarise(counts: dict[str, int], failures: Sequence[str], output: Path) -> 
         print(f"  ... and {len(failures) - LISTED} more", file=sys.stderr)
     if counts["written"] + counts["kept"] == 0:
         raise UserError("no picture could be aligned: see the list above")
-    return SOME_FAILED if failures else 0
+    return 1 if failures else 0
 
 
 def _is_done(target: Path) -> bool:

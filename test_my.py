@@ -16,8 +16,9 @@ import hashlib
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 from utils import config, files
 from utils.errors import UserError
@@ -48,27 +49,32 @@ def main(argv: Sequence[str]) -> int:
 
 def complete_photos(settings: config.Settings, source: str, photos: Mapping[str, Path], output: Path) -> int:
     """Complete photos, or without any the example, into the held folder `output`; returns the exit status."""
+    from engine import build
     from engine.given_faces import GivenFaces
     from engine.photo import build_completer
-    from engine.photo_folder import Job, complete_all, summary
+    from engine.photo_folder import RECORD, Job, complete_all, find_earlier, summary
 
     mask = Path(settings.mask) if settings.mask is not None else None
     landmarks = GivenFaces(settings.landmarks) if settings.landmarks is not None else None
-    completer = build_completer(settings, choose_options(settings, source))
-    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh,
-              signature(settings, completer))
-    if not photos:
-        complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
-        return 0
+    options = choose_options(settings, source)
+    job = Job(mask, settings.mask_is_visible, landmarks, settings.save_landmarks, settings.save_mesh)
     folder = Path(settings.image or INPUTS).is_dir()
-    outcomes = []
-    log_type = settings.log_type if len(photos) > 1 else "none"
-    work = complete_all(completer, photos, output, job, min(settings.nthreads, len(photos)) if folder else 1,
-                        resume=folder and not settings.overwrite, keep_going=folder, overwrite=settings.overwrite)
-    for outcome in progress(work, "photos", len(photos), log_type):
-        outcomes.append(outcome)
-        if outcome.status == "done":
-            note("; ".join([f"{outcome.path} -> {outcome.folder}/complete_output.png", *outcome.remarks]))
+    earlier = {}
+    if folder and not settings.overwrite and any((output / name / RECORD).is_file() for name in photos):
+        # Loading the networks takes seconds, which are lost if nothing is left to do.
+        job = replace(job, signature=signature(settings, build.load_morphable(settings)))
+        earlier = find_earlier(photos, output, options, job)
+    left = {name: path for name, path in photos.items() if name not in earlier}
+    outcomes = list(earlier.values())
+    if left or not photos:
+        completer = build_completer(settings, options)
+        job = replace(job, signature=signature(settings, completer.completion.morphable))
+        if not photos:
+            complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
+            return 0
+        outcomes += complete_noting(complete_all(
+            completer, left, output, job, min(settings.nthreads, len(left)) if folder else 1, keep_going=folder,
+            overwrite=settings.overwrite), len(left), settings.log_type)
     outcomes.sort(key=lambda outcome: list(photos).index(outcome.name))
     if folder:
         note(summary(outcomes))
@@ -77,6 +83,16 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
 
         note(f"before and after: {write_report(outcomes, output / 'report.html')}")
     return report([outcome.error for outcome in outcomes if outcome.status == "failed"], len(photos))
+
+
+def complete_noting(work: Iterable, total: int, log_type: str) -> list:
+    """The outcomes of the work on so many photos, with a line for each that is completed."""
+    outcomes = []
+    for outcome in progress(work, "photos", total, log_type if total > 1 else "none"):
+        outcomes.append(outcome)
+        if outcome.status == "done":
+            note("; ".join([f"{outcome.path} -> {outcome.folder}/complete_output.png", *outcome.remarks]))
+    return outcomes
 
 
 def find_photos(path: str | Path) -> dict[str, Path]:
@@ -133,18 +149,18 @@ def choose_source(settings: config.Settings, example: bool) -> str:
     return "given" if settings.mask_source == "file" else settings.mask_source
 
 
-def signature(settings: config.Settings, completer) -> list:
+def signature(settings: config.Settings, morphable) -> list:
     """What of the networks decides about a result: their settings, what they compute in, a digest of the morphable
     model, and size and time of the weights' files."""
     from engine.build import completion_dtype
 
     model = hashlib.sha256()
-    for table in completer.completion.morphable.buffers():
+    for table in morphable.buffers():
         model.update(table.cpu().contiguous().numpy())
     named = [getattr(settings, name) for name in config.network_files()]
     weights = [Path(name) for name in named if name is not None]
     return [[getattr(settings, option.name) for option in config.OPTIONS["Networks"]],
-            str(completion_dtype(settings, completer.device)), model.hexdigest(),
+            str(completion_dtype(settings)), model.hexdigest(),
             [[file.stat().st_size, file.stat().st_mtime_ns] for file in weights if file.is_file()]]
 
 

@@ -48,7 +48,7 @@ def detect(mesh: Any, image: np.ndarray) -> np.ndarray | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status, 1 if a portrait is left out."""
     parser = argparse.ArgumentParser(description="68 landmarks of aligned portraits by MediaPipe's face mesh.")
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="the aligned portraits")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON {NAME: [[x, y], ...]}")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         warning(f"no face found in {len(missing)} of {len(pictures)}: {', '.join(missing[:10])}")
     write_bytes(options.output, json.dumps(found).encode())
     note(f"{options.output}: 68 landmarks of {len(found)} portraits")
-    return 0
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

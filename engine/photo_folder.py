@@ -25,7 +25,7 @@ from datasets.masks import MaskFolder
 from engine import holes
 from engine.given_faces import GivenFaces
 from engine.mesh_export import HEAD_FILES, write_head
-from engine.photo import CompletedPhoto, PhotoCompleter
+from engine.photo import CompletedPhoto, PhotoCompleter, PhotoOptions
 from engine.photo_pictures import FACE_FILES, PHOTO_FILES, face_folder, write_landmarks, write_pictures
 from utils import files
 from utils.errors import UserError
@@ -183,15 +183,15 @@ def _write_record(folder: Path, source: Source, written: Sequence[str], content:
 
 
 def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: Path, job: Job, workers: int = 1,
-                 resume: bool = False, keep_going: bool = True, overwrite: bool = False) -> Iterator[Outcome]:
+                 keep_going: bool = True, overwrite: bool = False) -> Iterator[Outcome]:
     """Complete photos, each into the folder of its name inside `output`; yields outcomes as they come.
 
-    workers: photos worked on at a time (threads: the networks are loaded once). resume: leave out what an earlier run
-    made from the same. overwrite: replace another photo's results. Whatever goes wrong with one photo is its outcome
-    and does not stop the others; only without keep_going a defect of the program is an exception.
+    workers: photos worked on at a time (threads: the networks are loaded once). overwrite: replace another photo's
+    results. Whatever goes wrong with one photo is its outcome and does not stop the others; only without keep_going a
+    defect of the program is an exception. What need not be done again `find_earlier` knows.
     """
     def one(item: tuple[str, Path]) -> Outcome:
-        return _attempt(completer, *item, output, job, resume, keep_going, overwrite)
+        return _attempt(completer, *item, output, job, keep_going, overwrite)
 
     if workers <= 1:
         yield from map(one, photos.items())
@@ -208,17 +208,30 @@ def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _attempt(completer: PhotoCompleter, name: str, path: Path, output: Path, job: Job, resume: bool,
-             keep_going: bool, overwrite: bool) -> Outcome:
+def find_earlier(photos: Mapping[str, Path], output: Path, options: PhotoOptions, job: Job) -> dict[str, Outcome]:
+    """The outcomes of the photos that an earlier run completed from the same, by name; without any network.
+
+    A photo that cannot be read, or whose mask or landmarks cannot, is not among them: completing it will tell.
+    """
+    found = {}
+    for name, path in photos.items():
+        with contextlib.suppress(UserError, OSError):
+            folder = files.output_folder(output, name)
+            if (folder / RECORD).is_file():
+                outcome = _earlier(name, path, folder, fingerprint(Source.of(path), path, options, job))
+                if outcome is not None:
+                    found[name] = outcome
+    return found
+
+
+def _attempt(completer: PhotoCompleter, name: str, path: Path, output: Path, job: Job, keep_going: bool,
+             overwrite: bool) -> Outcome:
     began = time.perf_counter()
     folder = output / files.safe_name(name)
     try:
         folder = files.output_folder(output, name)
         source = Source.of(path)
-        key = fingerprint(source, path, completer, job)
-        earlier = _earlier(folder, key) if resume else None
-        if earlier is not None:
-            return replace(earlier, name=name, path=str(path), folder=str(folder))  # it may have been moved since
+        key = fingerprint(source, path, completer.options, job)
         result = complete_file(completer, path, folder, job, overwrite)
         outcome = _done(name, path, folder, result, time.perf_counter() - began)
         (folder / FAILURE).unlink(missing_ok=True)
@@ -247,16 +260,16 @@ def _done(name: str, path: Path, folder: Path, result: CompletedPhoto, seconds: 
                    result.remarks)
 
 
-def fingerprint(source: Source, path: Path, completer: PhotoCompleter, job: Job) -> str:
+def fingerprint(source: Source, path: Path, options: PhotoOptions, job: Job) -> str:
     """A digest of all that decides about a photo's results: its file, mask and landmarks, options, the signature."""
     mask = job.mask
     if mask is not None and mask.is_dir():
         mask = MaskFolder(mask).find(path.stem)
+    hole = _digest(mask) if mask is not None and mask.is_file() else "missing" if job.mask is not None else ""
     given = job.landmarks.of(path) if job.landmarks else None
     places = None if given is None else [np.round(face.landmarks, 3).tolist() for face in given]
-    decisive = [VERSION, source.digest, _digest(mask) if mask is not None and mask.is_file() else "",
-                asdict(completer.options), job.mask_is_visible, places, job.save_landmarks, job.save_mesh,
-                job.signature]
+    decisive = [VERSION, source.digest, hole, asdict(options), job.mask_is_visible, places, job.save_landmarks,
+                job.save_mesh, job.signature]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -268,15 +281,15 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _earlier(folder: Path, key: str) -> Outcome | None:
-    """The outcome of an earlier run that made the folder's files from the same."""
+def _earlier(name: str, path: Path, folder: Path, key: str) -> Outcome | None:
+    """The outcome of an earlier run that made the folder's files from the same; both may have been moved since."""
     record = read_record(folder)
     written = {*PHOTO_FILES, *_recorded_files(folder)}
     if record.get("made_from") != key or not all((folder / name).is_file() for name in written):
         return None
     try:
         outcome = Outcome(**{**record["outcome"], "status": "earlier"})
-        return replace(outcome, remarks=tuple(outcome.remarks))
+        return replace(outcome, name=name, path=str(path), folder=str(folder), remarks=tuple(outcome.remarks))
     except (KeyError, TypeError):  # of another version, or changed by hand
         return None
 

@@ -1,11 +1,14 @@
 """The scripts as users start them: fast help, one line for an error, the exit status, the device."""
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,6 +101,60 @@ def test_missing_or_foreign_input_is_one_line_and_status_1(tmp_path, capsys, arg
     assert len(errors) == 1 and errors[0].startswith("error: ")
     for fragment in fragments:
         assert fragment.format(**places) in errors[0]
+
+
+@pytest.mark.parametrize("script, options", [
+    ("process_celeba.py", ["--shard=3/2"]), ("demo_app.py", ["--port=x"]), ("main.py", ["--ngpu=x"])])
+def test_status_of_a_bad_option_is_argparses_unless_a_file_may_hold_it(script, options):
+    answer = start(script, *options)
+    assert answer.returncode == (1 if script == "main.py" else 2) and "error: " in answer.stderr
+
+
+@pytest.mark.parametrize("stage", ["inpainter", "occlusion"])
+def test_faces_left_out_of_an_evaluation_end_it_with_status_1(tmp_path, monkeypatch, capsys, stage):
+    import torch
+    from engine import build, evaluation
+    from engine_samples import SmallEncoder, SmallFaces, SmallInpainter, SmallOcclusion, small_definition
+    from models import weights
+    from models.completion import FaceCompletion
+    from models.morphable import MorphableModel
+    from utils.images import write_image
+    torch.manual_seed(0)
+    completion = FaceCompletion(SmallEncoder(), SmallInpainter(), MorphableModel(small_definition()), SmallOcclusion(),
+                                iterations=1).eval()
+    monkeypatch.setattr(build, "build_completion", lambda settings, device: completion)
+    monkeypatch.setattr(evaluation, "open_lpips", lambda path, device: (None, "no features"))
+    monkeypatch.setattr(weights, "load_occlusion", lambda path: (SmallOcclusion().eval(), {}))
+    faces, out = tmp_path / "faces", tmp_path / "out"
+    write_image(faces / "whole.png", SmallFaces(1)[0]["image"].permute(1, 2, 0).numpy())
+    asked = ["--ngpu", "0", "--num-workers", "0", "--eval", "--stage", stage, "--dataset-test", "Faces", "--dataroot",
+             str(faces), "--output", str(out), "--log-type", "traditional", "--overwrite"]
+    assert run_script(main.main, asked) == 0
+    (faces / "broken.png").write_bytes(b"")
+    capsys.readouterr()
+    assert run_script(main.main, asked) == 1
+    assert "broken.png" in capsys.readouterr().err.splitlines()[-1] and (out / "summary.json").exists()
+
+
+def test_portraits_without_landmarks_end_their_detection_with_status_1(tmp_path, monkeypatch, capsys):
+    import numpy as np
+
+    from datasets import mediapipe_landmarks
+    from utils.images import write_image
+
+    package = SimpleNamespace(FaceMesh=lambda **options: contextlib.nullcontext())
+    for name in ("mediapipe", "mediapipe.python", "mediapipe.python.solutions",
+                 "mediapipe.python.solutions.face_mesh"):  # which need not be installed
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setattr(mediapipe_landmarks, "detect", lambda mesh, image: np.zeros((68, 2)) if image.any() else None)
+    for name, grey in (("face", 90), ("wall", 0)):
+        write_image(tmp_path / "in" / f"{name}.png", np.full((64, 64, 3), grey, np.uint8))
+    asked = ["--folder", str(tmp_path / "in"), "--output", str(tmp_path / "points.json")]
+    assert run_script(mediapipe_landmarks.main, asked) == 1
+    assert "wall.png" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "points.json").read_text())) == ["face"]
+    (tmp_path / "in" / "wall.png").unlink()
+    assert run_script(mediapipe_landmarks.main, asked) == 0
 
 
 # ---- how scripts end -------------------------------------------------------------------------------------------

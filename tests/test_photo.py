@@ -18,7 +18,7 @@ from engine import holes
 from engine.given_faces import GivenFaces, as_faces
 from engine.mesh_export import HEAD_FILES, write_head
 from engine.photo import PhotoCompleter, PhotoOptions
-from engine.photo_folder import Job, complete_all, complete_file, summary
+from engine.photo_folder import Job, complete_all, complete_file, find_earlier, summary
 from engine.photo_pictures import PHOTO_FILES, overview, write_pictures
 from engine.photo_report import write_report
 from test_test_my import QuickCompletion
@@ -393,7 +393,9 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(few_pictures, tmp_path
     quick = completer(source="random")
 
     def run(job=Job(), completer=quick, **changes):
-        outcomes = list(complete_all(completer, photos, tmp_path / "out", job, resume=True, **changes))
+        earlier = find_earlier(photos, tmp_path / "out", completer.options, job)
+        left = {name: path for name, path in photos.items() if name not in earlier}
+        outcomes = [*earlier.values(), *complete_all(completer, left, tmp_path / "out", job, **changes)]
         return {outcome.name: outcome.status for outcome in outcomes}
 
     assert run() == dict.fromkeys("abc", "done")
@@ -414,13 +416,24 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(few_pictures, tmp_path
     assert run(Job(save_mesh=True), completer(source="random", seed=1), overwrite=True)["a"] == "done"
 
 
+def test_photos_that_cannot_be_looked_at_are_not_done(few_pictures, tmp_path):
+    """Nor those whose folder leads elsewhere, which is refused when they are completed."""
+    photos, quick, out = photos_of(tmp_path, "a", "b", "c"), completer(source="random"), tmp_path / "out"
+    list(complete_all(quick, photos, out, Job()))
+    assert list(find_earlier(photos, out, quick.options, Job())) == ["a", "b", "c"]
+    photos["a"].unlink()
+    (out / "b").rename(tmp_path / "b")
+    (out / "b").symlink_to(tmp_path / "b")
+    assert list(find_earlier(photos, out, quick.options, Job())) == ["c"]
+
+
 def test_a_folder_of_photos_may_be_moved(few_pictures, tmp_path):
     """What was completed before the move counts, and the report finds the photos where they are now."""
     (tmp_path / "old").mkdir()
     photos, quick, out = photos_of(tmp_path / "old", "a"), completer(source="random"), tmp_path / "out"
     assert [outcome.status for outcome in complete_all(quick, photos, out, Job())] == ["done"]
     (tmp_path / "old").rename(tmp_path / "new")
-    outcome, = complete_all(quick, {"a": tmp_path / "new/a.png"}, out, Job(), resume=True)
+    outcome, = find_earlier({"a": tmp_path / "new/a.png"}, out, quick.options, Job()).values()
     assert outcome.status == "earlier" and outcome.path == str(tmp_path / "new/a.png")
     assert write_report([outcome], out / "report.html").exists()
 

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from scipy import ndimage
 
 from datasets.synthetic import CachedFaces, SyntheticFaces, write_cache
 from datasets.synthetic import cache as cache_module
+from datasets.synthetic import hands, occluders
 from datasets.synthetic import lighting as synthetic_lighting
 from datasets.synthetic.__main__ import main
 from datasets.synthetic.atlas import HEIGHT, WIDTH, Atlas, rasterize
 from datasets.synthetic.clothes import sample_outfit
+from datasets.synthetic.coverings import balaclava, hair_strands
 from datasets.synthetic.generator import FaceGenerator, Style, sample_identity, streams
 from datasets.synthetic.lighting import sample_light
 from datasets.synthetic.pose import Pose, crop_pose, euler_to_matrix, matrix_to_euler, sample_rotation
@@ -214,7 +217,7 @@ def dressed(hair: int, **changes):
     worn = wardrobe.layers["hair"][hair]
     do = HairDo(**{**dict(mirrored=False, volume=1.0, length=1.0, alpha_cut=0.2, second=np.float32([1, 1, 1]),
                           streaks=np.zeros(STREAKS, np.float32)), **changes})
-    cover = put_on(canvas, worn, do.positions(worn.layer, atlas.head, vertices), *where, np.float32([0, 0, 0]), 0.2, do)
+    cover = put_on(canvas, worn, do.positions(worn.layer, atlas.head, vertices), *where, np.float32([0, 0, 0]), do)
     return cover, canvas
 
 
@@ -234,27 +237,75 @@ def test_one_person_wears_a_style_otherwise_than_another():
     lower = np.arange(256)[:, None] > 150
     assert ((dressed(style, length=0.5)[0] > 0.5) & lower).sum() < 0.7 * (as_made & lower).sum()
     assert (dressed(style, volume=1.3)[0] > 0.5).sum() > as_made.sum()
+    assert (dressed(style, alpha_cut=0.6)[0] > 0.5).sum() < as_made.sum() - 100
     streaked = dressed(style, streaks=np.ones(STREAKS, np.float32))[1].picture
     assert streaked[as_made].mean() > dressed(style)[1].picture[as_made].mean() + 0.1
 
 
-def test_no_hair_comes_through_a_hat(monkeypatch):
+@pytest.fixture
+def green_hat(monkeypatch):
+    """(where a hat as bright green as nothing else is seen, labels), of the index-th face with a hair style."""
     generator = FaceGenerator.load()
     hat = generator.wardrobe.layers["hat"][0]
     green = replace(hat, texture=np.float32([0, 9, 0, 0]) + hat.texture * np.float32([0, 0, 0, 1]))
     monkeypatch.setitem(generator.wardrobe.layers, "hat", [green])
     outfit = sample_outfit(np.random.default_rng(0))
+
+    def render(index: int, hair: int = -1, occluders: bool = False):
+        rng = streams(5, "train", index)
+        vertices, pose = generator._pose(rng, sample_identity(rng["identity"]))[1::2]
+        light, complexion = sample_light(rng["light"], False), sample_complexion(rng["skin"], generator.atlas, False)
+        picture, labels = generator._picture(rng, vertices, pose, np.zeros((HEIGHT, WIDTH, 4), np.float32), complexion,
+                                             light, Style(hair, 0, -1, 0.0, outfit), occluders, False)
+        return picture[..., 1] > 1, labels
+
+    return render
+
+
+def test_no_hair_comes_through_a_hat(green_hat):
     for index in range(3):
-        seen = []
-        for hair in (-1, 0, 2):
-            rng = streams(5, "train", index)
-            vertices, pose = generator._pose(rng, sample_identity(rng["identity"]))[1::2]
-            light, complexion = (sample_light(rng["light"], False),
-                                 sample_complexion(rng["skin"], generator.atlas, False))
-            picture, _ = generator._picture(rng, vertices, pose, np.zeros((HEIGHT, WIDTH, 4), np.float32), complexion,
-                                            light, Style(hair, 0, -1, 0.0, outfit), False, False)
-            seen.append(picture[..., 1] > 1)
-        assert seen[0].sum() > 3000 and all(there[seen[0]].mean() > 0.98 for there in seen[1:])
+        alone = green_hat(index)[0]
+        assert alone.sum() > 3000 and all(green_hat(index, hair)[0][alone].mean() > 0.98 for hair in (0, 2))
+
+
+@pytest.mark.parametrize("beneath", [balaclava, hair_strands])
+def test_a_hat_is_worn_over_what_covers_the_head(green_hat, monkeypatch, beneath):
+    monkeypatch.setattr("datasets.synthetic.generator.sample_occluders", lambda rng, scene: [beneath(rng, scene)])
+    for index in range(3):
+        alone, bare = green_hat(index)
+        seen, labels = green_hat(index, occluders=True)
+        assert seen[alone].mean() > 0.98 and (labels == bare)[alone].mean() > 0.98  # not at its edge
+        assert (labels != bare).any()  # below the hat
+
+
+def test_strands_of_hair_are_beneath_a_balaclava(monkeypatch):
+    """And over a medical mask; whatever order the seed drew them in."""
+    kinds = {name: lambda rng, scene, name=name: name for name in ("balaclava", "medical_mask", "hair_strands")}
+    monkeypatch.setattr(occluders, "OCCLUDERS", tuple((name, make, 1 / 3) for name, make in kinds.items()))
+    drawn = {tuple(occluders.sample_occluders(np.random.default_rng(seed), None)) for seed in range(200)}
+    assert {pair for pair in drawn if len(pair) == 2} == {
+        ("hair_strands", "balaclava"), ("medical_mask", "hair_strands"), ("balaclava", "medical_mask")}
+
+
+def test_hands_have_four_fingers_and_no_arm_wider_than_they_are(monkeypatch):
+    """Measured across the forearm's axis, in eye distances; a palm may be widened by its thumb."""
+    limbs, seen = [], []
+    raise_limb = hands._capsule_relief
+    monkeypatch.setattr(hands, "_capsule_relief", lambda *limb: limbs.append(limb[1:3]) or raise_limb(*limb))
+    monkeypatch.setattr(hands, "_skin_patch", lambda rng, scene, *drawn: drawn)
+    scene = SimpleNamespace(size=1000, eye_distance=80.0, landmarks=np.full((68, 2), 500.0))
+    for seed in range(40):
+        limbs.clear()
+        height, _, nails, unit = hands.hand(np.random.default_rng(seed), scene)
+        forearm = max(limbs, key=lambda limb: np.hypot(*(limb[1] - limb[0])))
+        wrist, elbow = sorted(forearm, key=lambda end: np.hypot(*(end - 500)))
+        forward = (wrist - elbow) / np.hypot(*(wrist - elbow))
+        away = (np.argwhere(height > 0.3)[:, ::-1] - wrist) / unit
+        along, across = away @ forward, away @ [-forward[1], forward[0]]
+        arm, palm = (np.ptp(across[np.abs(along - place) < 0.05]) for place in (-0.3, 1.0))
+        seen.append(len(nails))
+        assert 0.8 < arm < 1.1 and 1.1 < palm < 2, seed
+    assert set(seen) == {0, 1, 2, 4}  # loosely closed, pointing with one finger or two, flat
 
 
 @pytest.fixture(scope="module")

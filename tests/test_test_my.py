@@ -23,7 +23,7 @@ from engine.photo import PhotoCompleter
 from face_samples import StandInEncoder, StandInInpainter, StandInOcclusion, morphable
 from models.completion import FaceCompletion
 from models.renderer import Renderer
-from utils import files
+from utils import config, files
 from utils.images import read_image, read_mask, write_image
 from utils.logging import run_script
 
@@ -108,6 +108,7 @@ def run(monkeypatch, tmp_path, detector):
     """Runs the script in an empty folder with the quick completion; returns its exit status."""
     from engine import build
     monkeypatch.setattr(build, "build_completion", lambda settings, device, grain: QuickCompletion())
+    monkeypatch.setattr(build, "load_morphable", lambda settings: QuickCompletion.morphable)
     monkeypatch.setattr("datasets.detection.Detector", lambda: detector)
     monkeypatch.chdir(tmp_path)
     return lambda *argv: run_script(test_my.main, ["--ngpu", "0", *argv])
@@ -181,6 +182,14 @@ def test_masks_of_a_folder_belong_to_the_photos_of_their_name(run, tmp_path, por
     assert run("--image", "photos", "--mask", "masks") == 1
     assert (tmp_path / "output/one/output.png").exists() and not (tmp_path / "output/two").exists()
     assert "no mask for two" in capsys.readouterr().err
+
+
+def test_a_photo_without_its_mask_is_told_even_if_it_was_completed_without_masks(run, tmp_path, portrait, capsys):
+    write_image(tmp_path / "photos/one.png", portrait[0])
+    write_image(tmp_path / "masks/other.png", np.full(portrait[0].shape[:2], 255, np.uint8))
+    assert run("--image", "photos") == 0
+    assert run("--image", "photos", "--mask", "masks") == 1
+    assert "no mask for one" in capsys.readouterr().err
 
 
 def test_window_resolution_leaves_the_rest_of_the_crop(run, tmp_path, portrait):
@@ -290,6 +299,34 @@ def test_a_folder_ends_with_a_table_and_a_page_and_is_resumed(run, tmp_path, occ
     assert "2 photos: 0 completed, 2 by an earlier run" in capsys.readouterr().out
     assert run("--image", "photos", "--save-mesh", "--overwrite") == 0
     assert "2 photos: 2 completed" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_done_loads_no_network(run, monkeypatch, tmp_path, occluded, capsys):
+    """Nor the detector; what is left of a folder is done as ever."""
+    for name in ("one", "two"):
+        write_image(tmp_path / "photos" / f"{name}.png", occluded)
+    assert run("--image", "photos") == 0
+    built = []
+    detector = sys.modules["datasets.detection"].Detector
+    monkeypatch.setattr("engine.build.build_completion",
+                        lambda settings, device, grain: built.append("networks") or QuickCompletion())
+    monkeypatch.setattr("datasets.detection.Detector", lambda: built.append("detector") or detector())
+    capsys.readouterr()
+    assert run("--image", "photos", "--report") == 0 and not built
+    said = capsys.readouterr().out
+    assert "2 photos: 0 completed, 2 by an earlier run, 0 failed" in said and "output/report.html" in said
+    write_image(tmp_path / "photos" / "one.png", occluded[:, ::-1].copy())
+    write_image(tmp_path / "photos" / "a_wall.png", np.full((300, 300, 3), 127, np.uint8))
+    assert run("--image", "photos") == 1 and sorted(built) == ["detector", "networks"]
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[:2] for line in table[:3]] == [["a_wall", "failed"], ["one", "done"], ["two", "earlier"]]
+
+
+def test_the_morphable_model_alone_is_that_of_the_networks():
+    from engine import build
+    asked = config.parse(["--config", str(ROOT / "args.txt"), "--ngpu", "0"], "")
+    alone, loaded = build.load_morphable(asked), build.build_completion(asked).morphable
+    assert test_my.signature(asked, alone) == test_my.signature(asked, loaded)
 
 
 def test_results_of_other_arithmetic_or_another_head_are_made_again(run, tmp_path, occluded, monkeypatch, capsys):

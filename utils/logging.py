@@ -58,10 +58,11 @@ def progress(items: Iterable, description: str, total: int | None = None, log_ty
 
 
 def run_script(function: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a script's main function and return the process's exit status.
+    """Run a script's main function and return the process's exit status: what the function returns, None being 0.
 
-    What a user can put right (UserError, a file that cannot be read or written) is one line and status 1, Ctrl-C is
-    status 130. Anything else is a defect of the program and keeps its traceback."""
+    What a user can put right (UserError, a file that cannot be read or written) is one line and status 1, as is a
+    function's own answer that something was left out; Ctrl-C is status 130. Anything else is a defect of the program
+    and keeps its traceback. All of it: docs/reliability.md."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may be no text in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")

@@ -98,7 +98,8 @@ def balaclava(rng: np.random.Generator, scene: Scene) -> Patch:
     relief = smooth_noise(rng, scene.size, scene.size, (10, 25, 120)) * 0.012 * unit
     normals = cv2.GaussianBlur(scene.normals, (0, 0), 0.08 * unit) + relief_normals(relief) - np.float32([0, 0, 1])
     normals = (normals / np.linalg.norm(normals, axis=-1, keepdims=True)).astype(np.float32)
-    return Patch(surface(rng, scene, _cloth(rng, scene, colour), normals, grain=0.08), alpha, alpha > 0.5, shadow=0.3)
+    return Patch(surface(rng, scene, _cloth(rng, scene, colour), normals, grain=0.08), alpha, alpha > 0.5, shadow=0.3,
+                 beneath_hat=True)
 
 
 def medical_mask(rng: np.random.Generator, scene: Scene) -> Patch:
@@ -234,7 +235,8 @@ def hair_strands(rng: np.random.Generator, scene: Scene) -> Patch:
     alpha = alpha.astype(np.float32) / 255
     colour = scene.hair_colour * np.maximum(tone.astype(np.float32) / 170, 0.5)[..., None]
     solid = (cv2.GaussianBlur(alpha, (0, 0), 0.012 * unit + 0.6) > 0.4) | (alpha > 0.5)
-    return Patch(surface(rng, scene, colour, grain=0.05), alpha, solid, shadow=0.2, hair=True)
+    return Patch(surface(rng, scene, colour, grain=0.05), alpha, solid, shadow=0.2, hair=True,
+                 beneath_hat=True)
 
 
 def abstract_shape(rng: np.random.Generator, scene: Scene) -> Patch:

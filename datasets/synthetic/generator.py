@@ -187,12 +187,12 @@ class FaceGenerator:
         layers, where = self.wardrobe.layers, (vertices.mean(axis=0), pose, SUPERSAMPLING, light)
         if style.lash >= 0:
             worn = layers["lash"][style.lash]
-            put_on(canvas, worn, worn.layer.positions(vertices), *where, complexion.hair * 0.4, 0.3)
+            put_on(canvas, worn, worn.layer.positions(vertices), *where, complexion.hair * 0.4)
         reach = _SAMPLE_EYE_DISTANCE * pose.scale * SUPERSAMPLING * rng.uniform(0.03, 0.12)
         if style.hair >= 0:
             worn = layers["hair"][style.hair]
             points = hair_do.positions(worn.layer, self.atlas.head, vertices)
-            cover = put_on(canvas, worn, points, *where, complexion.hair, hair_do.alpha_cut, hair_do)
+            cover = put_on(canvas, worn, points, *where, complexion.hair, hair_do)
             lit = shadow_of(cover, light, reach, rng.uniform(0.1, 0.5))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hair |= (cover > 0.5) & head.surface
@@ -200,22 +200,26 @@ class FaceGenerator:
         if style.hat >= 0:
             worn = layers["hat"][style.hat]
             over_hair = replace(canvas, depth=head.depth - _HAT_SLACK)  # a hat presses the hair down
-            cover = put_on(over_hair, worn, worn.layer.positions(vertices), *where, None, 0.3)
+            cover = put_on(over_hair, worn, worn.layer.positions(vertices), *where, None)
             canvas.depth = np.where(cover > 0.5, over_hair.depth, canvas.depth)
             lit = shadow_of(cover, light, 2 * reach, rng.uniform(0.2, 0.6))
             canvas.picture *= (1 - (1 - lit) * head.head * (1 - cover))[..., None]
             canvas.hidden |= (cover > 0.5) & (outline > 0.5)
             canvas.hair &= cover <= 0.5
+            canvas.hat, canvas.hat_light = cover, lit
 
     def _scene(self, canvas, head, vertices, pose, light, complexion, outline) -> Scene:
         """What the occluders have to know, at the crop's own size."""
         points = vertices[self.atlas.head.landmarks]
         shrink = lambda values, method: cv2.resize(values, (CROP, CROP), interpolation=method)
+        hat = {name: shrink(values, cv2.INTER_AREA)
+               for name, values in (("hat", canvas.hat), ("hat_light", canvas.hat_light)) if values is not None}
         return Scene(
             size=CROP, landmarks=np.ascontiguousarray(pose.project(points)[:, 1::-1]), points=points,
             project=pose.project, depth=shrink(canvas.depth, cv2.INTER_NEAREST),
             outline=shrink(outline, cv2.INTER_NEAREST), normals=shrink(head.normals, cv2.INTER_AREA), light=light,
-            skin_colour=complexion.tone, hair_colour=complexion.hair, eye_distance=_SAMPLE_EYE_DISTANCE * pose.scale)
+            skin_colour=complexion.tone, hair_colour=complexion.hair, eye_distance=_SAMPLE_EYE_DISTANCE * pose.scale,
+            **hat)
 
     @staticmethod
     def _occlude(rng, scene, picture, labels, gray):

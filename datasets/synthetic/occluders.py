@@ -20,10 +20,15 @@ TWO_OCCLUDERS = 0.15  # share of the others that get two
 
 
 def sample_occluders(rng: np.random.Generator, scene: Scene) -> list[Patch]:
-    """No, one or two things in front of the face, the farthest (as in OCCLUDERS) first."""
+    """No, one or two things in front of the face, the farthest (as in OCCLUDERS) first.
+
+    But strands of hair are beneath a balaclava, and not where OCCLUDERS has them: other faces' seeds draw by its order.
+    """
     if rng.random() < FREE_FACES:
         return []
     odds = np.array([weight for _, _, weight in OCCLUDERS])
     count = 2 if rng.random() < TWO_OCCLUDERS else 1
     chosen = rng.choice(len(OCCLUDERS), count, replace=False, p=odds / odds.sum())
-    return [OCCLUDERS[number][1](rng, scene) for number in sorted(chosen)]
+    patches = {OCCLUDERS[number][0]: OCCLUDERS[number][1](rng, scene) for number in sorted(chosen)}
+    order = ("hair_strands", "balaclava") if {"hair_strands", "balaclava"} <= set(patches) else patches
+    return [patches[name] for name in order]

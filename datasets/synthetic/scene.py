@@ -19,7 +19,8 @@ class Scene:
     landmarks: (68, 2) x, y pixels; points: (68, 3) model coordinates in um; project: model points (N, 3) um to
     (row, column, depth) in the crop; depth (S, S) um of the head and its hair, -inf elsewhere; outline (S, S) float: 1
     within about the head's outline; normals (S, S, 3) smoothed unit normals of the head, facing the camera elsewhere;
-    eye_distance: pixels that 62 mm, a usual distance of the eyes, cover.
+    eye_distance: pixels that 62 mm, a usual distance of the eyes, cover; hat, hat_light (S, S): coverage by the hat in
+    [0, 1] and the factor of its shadow on what is beneath, None without a hat.
     """
 
     size: int
@@ -33,6 +34,8 @@ class Scene:
     skin_colour: np.ndarray
     hair_colour: np.ndarray
     eye_distance: float
+    hat: np.ndarray | None = None
+    hat_light: np.ndarray | None = None
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Patch:
     """Something in front of the face: picture values (S, S, 3), alpha (S, S), and what counts as hidden (S, S).
 
     `hidden` may exceed alpha: a clear lens belongs to the glasses. `shadow` is the darkness of its contact shadow.
-    hair: it is hair of the face's own.
+    hair: it is hair of the face's own. beneath_hat: a hat is worn over it.
     """
 
     colour: np.ndarray
@@ -48,11 +51,19 @@ class Patch:
     hidden: np.ndarray
     shadow: float = 0.3
     hair: bool = False
+    beneath_hat: bool = False
 
 
 def lay_over(rng: np.random.Generator, scene: Scene, picture: np.ndarray, labels: np.ndarray, patch: Patch,
              occlusion: int) -> np.ndarray:
-    """The picture with the patch and its soft shadow; `labels` (S, S) become `occlusion` where it hides the head."""
+    """The picture with the patch and its soft shadow; `labels` (S, S) become `occlusion` where it hides the head.
+
+    The picture shows the scene's hat already: it stays where the patch is beneath it.
+    """
+    hat = scene.hat if patch.beneath_hat else None
+    colour, hidden, bare = patch.colour, patch.hidden > 0.5, picture
+    if hat is not None:
+        colour, hidden = colour * scene.hat_light[..., None], hidden & (hat <= 0.5)
     if patch.shadow > 0:
         reach = scene.eye_distance * rng.uniform(0.03, 0.10)
         away = -scene.light.direction[:2] * reach
@@ -61,8 +72,9 @@ def lay_over(rng: np.random.Generator, scene: Scene, picture: np.ndarray, labels
         cast = cv2.GaussianBlur(cast, (0, 0), max(1.0, reach * 0.6))
         picture = picture * (1 - patch.shadow * cast * scene.outline)[..., None]
     soft = cv2.GaussianBlur(patch.alpha, (3, 3), rng.uniform(0.25, 0.8))
-    labels[(patch.hidden > 0.5) & (scene.outline > 0.5)] = occlusion
-    return blend(picture, patch.colour, soft)
+    labels[hidden & (scene.outline > 0.5)] = occlusion
+    laid = blend(picture, colour, soft)
+    return laid if hat is None else blend(laid, bare, hat)
 
 
 def relief_normals(height: np.ndarray) -> np.ndarray:

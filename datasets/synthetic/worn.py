@@ -17,6 +17,7 @@ from .pose import Pose
 _SHELL = 120  # partly transparent triangles of hair that are rasterized together
 STREAKS = 256  # places across the strands
 _OPAQUE = 0.85  # opacity of a texel from which nothing behind it is seen
+_ALPHA_CUT = 0.3  # `HairDo.alpha_cut` of lashes and hats
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Wardrobe:
 class Canvas:
     """The picture under construction: picture (S, S, 3), depth (S, S) um; face, hidden and hair (S, S) bool.
 
-    hair: the part of `hidden` where hair hides the face.
+    hair: the part of `hidden` where hair hides the face. hat, hat_light (S, S): see `scene.Scene`.
     """
 
     picture: np.ndarray
@@ -116,6 +117,8 @@ class Canvas:
     face: np.ndarray
     hidden: np.ndarray
     hair: np.ndarray
+    hat: np.ndarray | None = None
+    hat_light: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,13 @@ class HairDo:
 
 
 def put_on(canvas: Canvas, worn: WornLayer, points: np.ndarray, centre: np.ndarray, pose: Pose, supersampling: float,
-           light: Light, colour: np.ndarray | None, alpha_cut: float, hair_do: HairDo | None = None) -> np.ndarray:
+           light: Light, colour: np.ndarray | None, hair_do: HairDo | None = None) -> np.ndarray:
     """Lay a layer with vertices at points (M, 3) over the canvas, shell by shell; returns its coverage (S, S) float32.
 
     centre (3,): of the head. colour (3,): dye for hair and lashes, whose texture then only gives light and dark; None
-    keeps its own colours. alpha_cut in [0, 1): alphas below it vanish, the rest is stretched. hair_do: its streaks.
+    keeps its own colours. hair_do: of hair, whose opacities and streaks it decides.
     """
+    alpha_cut = _ALPHA_CUT if hair_do is None else hair_do.alpha_cut
     placed = pose.project(points, supersampling)
     size = canvas.depth.shape
     coverage = np.zeros(size, np.float32)
