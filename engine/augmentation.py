@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datasets.alignment import CROP_SIZE, WINDOW_OFFSET, WINDOW_SIZE
 from models.lighting import ODD_IN_X
+from utils.device import send
 
 CENTRE = (WINDOW_SIZE - 1) / 2
 CALM = 0.25
@@ -71,7 +72,7 @@ class Similarity:
 
         A mirror image x -> -x of both the head and the picture turns R into M R M with M = diag(-1, 1, 1).
         """
-        signs = torch.tensor([-1.0, 1.0, 1.0], device=rotation.device)
+        signs = send(torch.tensor([-1.0, 1.0, 1.0]), rotation.device)
         flipped = rotation * signs[:, None] * signs[None, :]
         rotation = torch.where(self.mirror[:, None, None], flipped, rotation)
         flipped = torch.stack([WINDOW_SIZE - 1 - translation[:, 0], translation[:, 1]], 1)
@@ -86,8 +87,7 @@ class Similarity:
         Under a rotation by a about z, (x, y) and (xz, yz) turn by a, and (x2-y2, 2xy) by 2a.
         """
         band = light.reshape(-1, 3, 9)
-        signs = torch.ones(9, device=light.device)
-        signs[ODD_IN_X] = -1
+        signs = send(torch.tensor([-1.0 if index in ODD_IN_X else 1.0 for index in range(9)]), light.device)
         band = torch.where(self.mirror[:, None, None], band * signs, band)
         c1, s1 = self.angle.cos()[:, None], self.angle.sin()[:, None]
         c2, s2 = (2 * self.angle).cos()[:, None], (2 * self.angle).sin()[:, None]
@@ -110,9 +110,10 @@ def colour_jitter(images: Tensor, rngs: Sequence[np.random.Generator], strength:
 
 def normal(rngs: Sequence[np.random.Generator], scale: float, device: torch.device, *shape: int) -> Tensor:
     """Normal deviates of the standard deviation `scale`, float32 (B, *shape), each face's from its own source."""
-    return torch.from_numpy(np.stack([rng.normal(0, scale, shape) for rng in rngs]).astype(np.float32)).to(device)
+    deviates = np.stack([rng.normal(0, scale, shape) for rng in rngs]).astype(np.float32)
+    return send(torch.from_numpy(deviates), device)
 
 
 def chances(rngs: Sequence[np.random.Generator], probability: float, device: torch.device) -> Tensor:
     """True with a probability, bool (B,), each face's from its own source."""
-    return torch.tensor([rng.random() < probability for rng in rngs]).to(device)
+    return send(torch.tensor([rng.random() < probability for rng in rngs]), device)

@@ -26,6 +26,7 @@ from models.encoder import LIGHT_SIZE
 from models.lighting import MIN_SHADE, ODD_IN_X
 from models.morphable import mirror_uv
 from models.renderer import project, rotation
+from utils.device import send
 
 VERTICES = 900  # compared besides the landmarks; all of them would only cost time
 OUTER_EYES = (36, 45)  # of the 68 iBUG landmarks; their distance is the unit of the landmark error
@@ -178,7 +179,7 @@ class EncoderStage(Stage):
                 code = networks["encoder"](masked)
             sums += [landmark_error(self._settled_landmarks(code, trust), batch["landmarks"]).sum() for trust in TRUSTS]
             light = light + code.light.float().sum(0) / 2
-        return torch.cat([torch.stack(sums), light, torch.tensor([float(len(image))], device=image.device)])
+        return torch.cat([torch.stack(sums), light, light.new_full((1,), len(image))])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
         errors, light = (statistics[:-1] / statistics[-1]).split([2 * len(TRUSTS), LIGHT_SIZE])
@@ -203,7 +204,7 @@ class EncoderStage(Stage):
             place = points.round().long().clamp(0, CROP_SIZE - 1)
             for index in range(len(image)):
                 image[index, :, place[index, :, 1], place[index, :, 0]] = \
-                    torch.tensor(colour, dtype=image.dtype, device=image.device)[:, None]
+                    send(torch.tensor(colour, dtype=image.dtype), image.device)[:, None]
         return report.tile([list(image)[:4], list(image)[4:]] if len(image) == 8 else [list(image)])
 
 
@@ -247,7 +248,7 @@ def training_holes(rngs: Sequence[np.random.Generator], regions: Tensor) -> Tens
             shapes.add_ellipses(rng)
         else:
             shapes.add_nothing()
-    is_kind = {name: torch.tensor([kind == name for kind in kinds]).to(regions.device)[:, None, None, None]
+    is_kind = {name: send(torch.tensor([kind == name for kind in kinds]), regions.device)[:, None, None, None]
                for name in ("rectangle", "occluder")}
     holes = shapes.draw(regions.device) & (regions[:, :1] | ~is_kind["rectangle"])
     return torch.where(is_kind["occluder"], regions[:, 1:], holes)

@@ -143,7 +143,7 @@ class Evaluator:
             return
         inside = self._inside()
         hole = torch.from_numpy(np.stack(holes))[:, None].to(image.device)
-        completion = self.completion(image[kept][..., inside, inside], hole[..., inside, inside])
+        completion = self.completion(image[torch.tensor(kept)][..., inside, inside], hole[..., inside, inside])
         outputs = to_uint8(completion.output).permute(0, 2, 3, 1).cpu().numpy()
         truths = batch["image"][kept][..., inside, inside].permute(0, 2, 3, 1).numpy()
         scoring.finish()

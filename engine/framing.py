@@ -41,7 +41,7 @@ class FramedEncoder(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             points = self.mean + (code.shape @ self.basis).unflatten(1, (-1, 3))
             placed = project(points, code.scale, code.pose, WINDOW_OFFSET)
-            return settle(code, placed[..., [1, 0]], self.trust)
+            return settle(code, placed[..., :2].flip(-1), self.trust)
 
 
 def trust_of(metadata: Mapping[str, Any]) -> float:
@@ -59,7 +59,7 @@ def settle(code: FaceCode, landmarks: Tensor, trust: float) -> FaceCode:
         return code
     eyes = torch.stack([landmarks[:, 36:42].mean(1), landmarks[:, 42:48].mean(1)], 1)
     eye_to_eye, middle = eyes[:, 1] - eyes[:, 0], eyes.mean(1)
-    eyes_to_mouth = landmarks[:, [48, 54]].mean(1) - middle
+    eyes_to_mouth = torch.stack([landmarks[:, 48], landmarks[:, 54]], 1).mean(1) - middle
     axis = eye_to_eye - torch.stack([-eyes_to_mouth[:, 1], eyes_to_mouth[:, 0]], 1)
     half = torch.maximum(EYE_FACTOR * eye_to_eye.norm(dim=1), MOUTH_FACTOR * eyes_to_mouth.norm(dim=1))
     centre = middle + CENTRE_SHIFT * eyes_to_mouth

@@ -24,6 +24,7 @@ from engine.training_holes import Shapes, rectangles_on
 from models.blending import blend, from_uint8
 from models.completion import CROP_SIZE, FaceCompletion, to_uint8, visible_face
 from models.morphable import mirror_uv
+from utils.device import send
 from utils.errors import UserError
 
 DEFAULT_WEIGHTS = {"albedo": 1.0, "symmetry": 0.1, "image": 1.0, "gan": 0.05, "perceptual": 0.0, "hidden_albedo": 0.2,
@@ -105,7 +106,7 @@ class FillingStage(Stage):
         real, fake = context
         with autocast():
             real_scores, fake_scores = ([score.float() for score in discriminator(picture)] for picture in context)
-        alpha = torch.tensor([rng.random() for rng in rngs], dtype=torch.float32).to(real.device)
+        alpha = send(torch.tensor([rng.random() for rng in rngs], dtype=torch.float32), real.device)
         return {"critic": L.guard_gan(L.hinge_discriminator_loss(real_scores, fake_scores)),
                 "penalty": L.guard_gan(L.gradient_penalty(discriminator, real, fake, alpha))}
 
@@ -289,4 +290,4 @@ def training_holes(rngs: Sequence[np.random.Generator], face: Tensor, rectangles
     for rng in rngs:
         on_face.append(rng.random() < rectangles)
         shapes.add_rectangle(rng) if on_face[-1] else shapes.add_ellipses(rng)
-    return shapes.draw(face.device) & (face | ~torch.tensor(on_face).to(face.device)[:, None, None, None])
+    return shapes.draw(face.device) & (face | ~send(torch.tensor(on_face), face.device)[:, None, None, None])

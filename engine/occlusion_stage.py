@@ -20,6 +20,7 @@ from engine.losses import weighted_mean
 from engine.stage import Autocast, Stage
 from models.blending import from_uint8
 from models.occlusion import CLASS_WEIGHTS, N_LABELS
+from utils.device import send
 
 BOUNDARY_WEIGHT = 2.0  # added to the weight 1 of pixels within BOUNDARY_WIDTH / 2 of another class
 BOUNDARY_WIDTH = 7
@@ -92,7 +93,7 @@ class OcclusionStage(Stage):
         """Held-out images, true and predicted labels."""
         image = from_uint8(batch["image"][:4])
         predicted = networks["occlusion"].logits(image).argmax(1)
-        colours = torch.tensor(COLOURS, device=image.device) * 2 - 1
+        colours = send(torch.tensor(COLOURS), image.device) * 2 - 1
         labels = [colours[labels.long()].permute(0, 3, 1, 2) for labels in (batch["labels"][:4], predicted)]
         return report.tile([list(row) for row in (image, *labels)])
 
@@ -112,7 +113,7 @@ def overlaps(table: Tensor) -> dict[str, float | None]:
 
 def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, 3, H, W) with labels (B, H, W), weighted by class and along boundaries."""
-    weight = torch.tensor(CLASS_WEIGHTS, device=logits.device)[labels] * (1 + BOUNDARY_WEIGHT * boundary(labels))
+    weight = send(torch.tensor(CLASS_WEIGHTS), logits.device)[labels] * (1 + BOUNDARY_WEIGHT * boundary(labels))
     return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / mean_over_processes(weight.sum())
 
 

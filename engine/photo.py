@@ -280,7 +280,7 @@ class PhotoCompleter:
     def _fit(self, image: torch.Tensor, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The 68 landmarks (68, 2), x and y in crop pixels, and the pixels that show the face, bool (256, 256)."""
         factors = self.completion.factor(image, torch.from_numpy(hole).to(self.device)[None, None])
-        landmarks = factors.positions[0, self.completion.morphable.landmarks][:, [1, 0]]
+        landmarks = factors.positions[0, self.completion.morphable.landmarks, :2].flip(-1)
         return landmarks.cpu().numpy(), self.completion.renderer.coverage(factors.raster)[0, 0].cpu().numpy()
 
     def _image(self, crop: np.ndarray) -> torch.Tensor:

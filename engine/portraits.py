@@ -323,5 +323,5 @@ def _draw(code: FaceCode, model: MorphableModel) -> tuple[Tensor, Tensor]:
         positions = project(model.vertices(code.shape[one]), code.scale[one], code.pose[one], WINDOW_OFFSET)
         covered = zbuffer.rasterize(positions, model.triangles, (CROP_SIZE, CROP_SIZE)).triangle[0] >= 0
         labels.append(torch.where(covered, FACE, BACKGROUND).to(torch.uint8))
-        landmarks.append(positions[0, model.landmarks][:, [1, 0]])
+        landmarks.append(positions[0, model.landmarks, :2].flip(-1))
     return torch.stack(labels), torch.stack(landmarks)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from engine.loading import start_worker
+from utils.device import send
 from utils.errors import UserError
 from utils.logging import progress
 
@@ -80,7 +81,7 @@ class ResidentItems:
 
     def _pick(self, chosen: list[int]) -> dict[str, Any]:
         chosen = [self.places[index] for index in chosen]
-        index = torch.tensor(chosen).to(next(iter(self.tensors.values())).device)
+        index = send(torch.tensor(chosen), next(iter(self.tensors.values())).device)
         return {**{name: values[index] for name, values in self.tensors.items()},
                 **{name: [values[place] for place in chosen] for name, values in self.others.items()}}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datasets.masks import rectangle_bounds
+from utils.device import send
 
 MOST_ELLIPSES = 3
 _NO_RECTANGLE = (0, 0, 0, 0)
@@ -45,7 +46,7 @@ class Shapes:
         columns = torch.arange(self.width, device=device, dtype=torch.float32)
         numbers = torch.tensor([[*rectangle, *(value for ellipse in ellipses for value in ellipse)]
                                 for rectangle, ellipses in zip(self._rectangles, self._ellipses)])
-        numbers = numbers.to(device)[..., None, None]
+        numbers = send(numbers, device)[..., None, None]
         top, left, bottom, right = numbers[:, :4].unbind(1)
         hole = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
         for ellipse in numbers[:, 4:].split(len(_NO_ELLIPSE), 1):

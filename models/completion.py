@@ -250,7 +250,7 @@ class FaceCompletion(nn.Module):
         texture = lighting.to_texture(inpainted.albedo.float(), factors.uv_shade)
         return Completion(
             output=torch.where(hole, seen, image), hole=hole, code=factors.code, vertices=factors.vertices,
-            positions=factors.positions, landmarks=factors.positions[:, self.morphable.landmarks][..., [1, 0]],
+            positions=factors.positions, landmarks=factors.positions[:, self.morphable.landmarks, :2].flip(-1),
             uv_shade=factors.uv_shade, uv_visible=factors.uv_visible, albedo_in=factors.albedo_in,
             albedo_out=inpainted.albedo.float(), confidence=inpainted.confidence.float(),
             texture_out=torch.where(self.renderer.uv_mask, (2 * texture - 1).clamp(-1, 1), -1),

@@ -14,6 +14,7 @@ from datasets.definition import Definition
 from models.encoder import FaceCode
 from models.inpainter import Inpainting
 from models.morphable import UV_HEIGHT, UV_WIDTH
+from utils.device import send
 
 ROWS, COLUMNS = 24, 25  # vertices of the head, a mirror-symmetric half ellipsoid
 LEFT, RIGHT = 16, 238  # columns of the UV map that it fills
@@ -104,7 +105,7 @@ class SmallEncoder(nn.Module):
     def forward(self, image):
         features = self.conv(image).relu().mean((2, 3)).float()
         pose = torch.tanh(0.1 * self.pose_linear(features))
-        light = self.light_linear(features) + torch.tensor(FRONTAL * 3, device=image.device)
+        light = self.light_linear(features) + send(torch.tensor(FRONTAL * 3), image.device)
         codes = features.new_zeros(len(image), 512)
         return FaceCode(0.1 * self.shape_linear(features), codes, codes, 1e-3 * (1 + pose[:, 0]), pose[:, 1:], light)
 

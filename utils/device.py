@@ -18,6 +18,13 @@ def choose_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU's on the device. PyTorch's plain `to` would wait until a GPU has done all it was asked for."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def choose_device(ngpu: int) -> torch.device:
     """The processor of this process: a GPU if `ngpu` > 0 and there is one, else the CPU (said in one line).
 
