@@ -121,7 +121,7 @@ class Evaluator:
         loader = DataLoader(world.share(self.dataset), batch_size=BATCH_SIZE[world.device.type],
                             num_workers=self.options.workers, worker_init_fn=start_worker)
         log_type = self.options.log_type if world.is_main else "none"
-        with contextlib.closing(_Scoring(world.device)) as scoring:
+        with contextlib.closing(_Scoring(scoring_threads(world.device))) as scoring:
             for batch in progress(loader, "evaluating", len(loader), log_type):
                 self._batch(batch, scoring)
             scoring.finish()
@@ -226,19 +226,25 @@ class Evaluator:
             results.landmark_errors.append(float(landmark_error(landmarks[None], truth[None])))
 
 
-class _Scoring:
-    """Threads that score faces while the next ones are being completed: the simple methods, SSIM and LPIPS take a core
-    longer than a completion takes a GPU."""
+def scoring_threads(device: torch.device) -> int:
+    """How many threads score faces while others are completed: the simple methods, SSIM and LPIPS take a core longer
+    than a completion takes a GPU. Beside completions on a CPU they would only take cores from the networks."""
+    return torch.get_num_threads() if device.type == "cuda" else 0
 
-    def __init__(self, device: torch.device):
-        # On a CPU most threads are left to the networks. Those of this pool begin no further ones.
-        count = max(1, torch.get_num_threads() // (1 if device.type == "cuda" else 4))
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+class _Scoring:
+    """Scores faces in so many threads, each of which begins no further ones; with 0 at once."""
+
+    def __init__(self, threads: int):
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads else None
         self._begun: list[Future] = []
 
     def begin(self, work: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
         """Has a thread do the work."""
-        self._begun.append(self._pool.submit(work, *arguments, **keywords))
+        if self._pool is None:
+            work(*arguments, **keywords)
+        else:
+            self._begun.append(self._pool.submit(work, *arguments, **keywords))
 
     def finish(self) -> None:
         """Waits for all work that was begun; raises what an exception ended."""
@@ -248,7 +254,8 @@ class _Scoring:
 
     def close(self) -> None:
         """Leaves undone what is not being done yet."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:

@@ -187,7 +187,10 @@ def test_lpips_is_used_where_it_is_available(tmp_path, completion):
 
 
 def test_faces_are_scored_while_others_are_completed_and_errors_end_it(tmp_path, monkeypatch, completion):
-    """Scores of a batch run in threads beside the next one's completion; what goes wrong there goes wrong here."""
+    """With a GPU, scores of a batch run in threads beside the next one's completion; what goes wrong there goes wrong
+    here."""
+    assert evaluation.scoring_threads(torch.device("cuda")) >= 1 and not evaluation.scoring_threads(torch.device("cpu"))
+    monkeypatch.setattr(evaluation, "scoring_threads", lambda device: 1)
     monkeypatch.setattr(evaluation, "BATCH_SIZE", {"cpu": 1})
     main, begun, beside = threading.current_thread(), threading.Event(), []
 
