@@ -7,7 +7,6 @@ from typing import Iterator
 import cv2
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from models.blending import LUMA
 from utils.threads import map_items
@@ -77,7 +76,7 @@ def match_detail(picture: np.ndarray, hole: np.ndarray, hidden: np.ndarray, skin
         if damping < 1:
             result += ((damping - 1) * hole[:, :, None]) * band
     missing = np.maximum(missing, 0).reshape(count, -1)
-    variances = np.stack([nnls(_spectra(count), column)[0] for column in missing.T], axis=1)
+    variances = np.stack([nonnegative(_spectra(count), column) for column in missing.T], axis=1)
     amplitudes = STRENGTH * np.sqrt(variances).astype(np.float32).reshape(-1, 3, 3)
     for kind in np.flatnonzero(amplitudes.any(axis=(1, 2))):
         noise = generator.standard_normal(picture.shape, dtype=np.float32)
@@ -105,6 +104,32 @@ def _spectra(count: int) -> np.ndarray:
     noise = np.random.default_rng(0).standard_normal((NOISE_SIDE, NOISE_SIDE, 3), dtype=np.float32)
     return np.array([[_flat_power(_local_power(band).reshape(-1, 3)).mean()
                       for band in _bands(_correlated(noise, kind), count)] for kind in range(count + 1)]).T
+
+
+def nonnegative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The x >= 0 (N,) with the least |matrix x - target|, matrix (M, N), target (M,).
+
+    Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23, as scipy.optimize.nnls, whose import takes as
+    long as completing a face.
+    """
+    solution, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], bool)
+    negligible = 1e-12 * (np.abs(matrix).sum() * np.abs(target).sum() + 1e-300)
+    for _ in range(3 * len(solution)):
+        pull = np.where(free, 0, matrix.T @ (target - matrix @ solution))
+        if pull.max() <= negligible:
+            break
+        free[pull.argmax()] = True
+        while free.any():
+            trial = np.zeros_like(solution)
+            trial[free] = np.linalg.lstsq(matrix[:, free], target, rcond=None)[0]
+            blocked = free & (trial <= 0)
+            if not blocked.any():
+                solution = trial
+                break
+            solution = solution + (trial - solution) * (solution[blocked] / (solution - trial)[blocked]).min()
+            free &= ~blocked | (solution > 1e-12 * solution.max())
+            solution[~free] = 0
+    return solution
 
 
 def _local_power(band: np.ndarray) -> np.ndarray:

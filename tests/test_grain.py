@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.grain import STRENGTH, _bands, match_detail, match_grain
+from models.grain import STRENGTH, _bands, _spectra, match_detail, match_grain, nonnegative
 
 
 def grainy(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,3 +73,18 @@ def test_a_picture_without_a_hole_stays():
     skin, none = torch.ones_like(hole).repeat(2, 1, 1, 1), torch.zeros_like(hole)
     both = match_grain(image.repeat(2, 1, 1, 1), torch.cat([none, hole]), skin)
     assert torch.equal(both[:1], image) and torch.equal(both[1:], match_grain(image, hole, skin[:1]))
+
+
+def test_nonnegative_least_squares_are_scipys():
+    """Also where it has more unknowns than equations, as the kinds of noise do."""
+    from scipy.optimize import nnls
+
+    rng = np.random.default_rng(0)
+    for trial in range(600):
+        matrix = (_spectra(1 + trial % 5), rng.normal(size=(4, 3)), rng.random((3, 5)))[trial % 3].astype(float)
+        target = rng.normal(size=len(matrix)) * 10 ** rng.uniform(-3, 3)
+        target = np.maximum(target, 0) if trial % 2 else target
+        found, (expected, _) = nonnegative(matrix, target), nnls(matrix, target)
+        assert (found >= 0).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * (1 + np.linalg.norm(target)))
+    assert not nonnegative(np.ones((2, 2)), np.zeros(2)).any()
