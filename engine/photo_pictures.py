@@ -30,6 +30,7 @@ from engine.photo import CompletedFace, CompletedPhoto, FittedHead
 from models.renderer import vertex_normals
 from utils.files import output_folder, write_bytes
 from utils.images import write_image
+from utils.threads import map_items
 
 FACE_PICTURES = ("original", "input", "output", "texture_in", "texture_out", "albedo_in", "albedo_out")
 FACE_FILES = tuple(f"{name}.png" for name in (*FACE_PICTURES, "mask", "mesh"))
@@ -50,10 +51,10 @@ def write_pictures(result: CompletedPhoto, folder: Path, colour_profile: bytes |
     colour_profile: the photo's ICC profile, which complete_output.png keeps.
     """
     meshes = [mesh_overlay(face) for face in result.faces]
+    pictures = {folder / "mask_photo.png": result.mask, folder / "overview.png": overview(result, meshes)}
     for place, (face, mesh) in enumerate(zip(result.faces, meshes), start=1):
-        _write_face(face, mesh, face_folder(folder, place))
-    write_image(folder / "mask_photo.png", result.mask)
-    write_image(folder / "overview.png", overview(result, meshes))
+        pictures |= _pictures_of(face, mesh, face_folder(folder, place))
+    map_items(write_image, *zip(*pictures.items()))
     faces = [{"number": face.number, "box": np.asarray(face.found.box, np.float64).tolist(),
               "score": round(face.found.score, 4), "landmarks": np.asarray(face.found.landmarks, np.float64).tolist()}
              for face in result.faces]
@@ -66,11 +67,10 @@ def face_folder(folder: Path, place: int) -> Path:
     return folder if place == 1 else output_folder(folder, f"face{place}")
 
 
-def _write_face(face: CompletedFace, mesh: np.ndarray, folder: Path) -> None:
-    for name in FACE_PICTURES:
-        write_image(folder / f"{name}.png", getattr(face, name))
-    write_image(folder / "mask.png", face.hole)
-    write_image(folder / "mesh.png", mesh)
+def _pictures_of(face: CompletedFace, mesh: np.ndarray, folder: Path) -> dict[Path, np.ndarray]:
+    """A face's pictures by the files that they belong in."""
+    pictures = {folder / f"{name}.png": getattr(face, name) for name in FACE_PICTURES}
+    return {**pictures, folder / "mask.png": face.hole, folder / "mesh.png": mesh}
 
 
 def write_landmarks(face: CompletedFace, path: Path) -> None:
