@@ -63,7 +63,7 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
     if folder and not settings.overwrite and any((output / name / RECORD).is_file() for name in photos):
         # Loading the networks takes seconds, which are lost if nothing is left to do.
         job = replace(job, signature=signature(settings, build.load_morphable(settings)))
-        earlier = find_earlier(photos, output, options, job)
+        earlier = find_earlier(photos, output, options, job, settings.log_type)
     left = {name: path for name, path in photos.items() if name not in earlier}
     outcomes = list(earlier.values())
     if left or not photos:

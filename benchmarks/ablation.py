@@ -6,11 +6,10 @@
 
 Every variant begins with the same random numbers and sees the same faces and holes, as many of them; then it completes
 the aligned photographs in PHOTOS in the holes of MASKS (white: hidden), which nothing was trained on; the mask/face
-ratio is by the faces of REGIONS, or else by the occlusion net's. The networks are
-narrower than the paper's unless --width 1, so that all of it takes hours, not days; the table says so. The 2D baseline
-always has the paper's width, so it is trained with --width 1 alone, or where --only names it. Portraits come in their
-own light alone. What is finished is not done again. At the end comes a table (`engine.comparison`), in
-OUTPUT/comparison.md.
+ratio is by the faces of REGIONS, or else by the occlusion net's. The networks are narrower than the paper's unless
+--width 1, so that all of it takes hours, not days; the table says so. The 2D baseline always has the paper's width, so
+it is trained with --width 1 alone, or where --only names it. Portraits come in their own light alone. What is finished
+is not done again. At the end comes a table (`engine.comparison`), in OUTPUT/comparison.md.
 """
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BadStep(Exception):
 class BadSteps:
     """Skips a run's bad steps, where its options say so, and keeps their batches in its folder for a look.
 
-    A bad step is found before the optimisers take it, so that of its traces only the networks' buffers are to be undone.
+    A bad step is found before the optimisers take it, so that only the networks' buffers are to be put back.
 
     Attributes:
         in_row: steps skipped since the last good one; whoever takes a good one sets it to 0.
@@ -37,7 +37,7 @@ class BadSteps:
         self.folder = state.options.folder / "bad_batches"
 
     def copy_buffers(self) -> list[Tensor]:
-        """What a forward pass changes besides gradients: running means, singular vectors. Empty where none is undone."""
+        """What a forward pass changes besides gradients: running means, singular vectors; empty if none is undone."""
         return [buffer.detach().clone() for buffer in self._buffers()] if self.state.options.skip_bad_steps else []
 
     def _buffers(self) -> list[Tensor]:

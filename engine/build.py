@@ -318,7 +318,7 @@ def _folder_data(settings: Any, kind: str, split: str | None) -> Dataset:
 # ---- networks ----------------------------------------------------------------------------------------------------
 
 def load_morphable(settings: Any) -> MorphableModel:
-    """The morphable model of a completion alone, on the CPU, in a quarter of the time that the networks take.
+    """The morphable model of a completion alone, on the CPU, in a third of the time that the networks take.
 
     Raises:
         UserError: the encoder's file, which may name the model, or the model's are missing or do not fit.

@@ -236,6 +236,7 @@ class _Scoring:
     """Scores faces in so many threads, each of which begins no further ones; with 0 at once."""
 
     def __init__(self, threads: int):
+        self._threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads else None
         self._begun: list[Future] = []
 
@@ -256,6 +257,7 @@ class _Scoring:
         """Leaves undone what is not being done yet."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)  # what one thread sets, PyTorch takes for later ones, too
 
 
 def given_face(batch: Mapping[str, Any], index: int, regions: Path | None) -> np.ndarray | None:

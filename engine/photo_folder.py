@@ -30,6 +30,7 @@ from engine.photo_pictures import FACE_FILES, PHOTO_FILES, face_folder, write_la
 from utils import files
 from utils.errors import UserError
 from utils.images import read_colour_profile, read_image
+from utils.logging import progress
 
 RECORD = "result.json"
 FAILURE = "error.txt"
@@ -208,13 +209,15 @@ def complete_all(completer: PhotoCompleter, photos: Mapping[str, Path], output: 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def find_earlier(photos: Mapping[str, Path], output: Path, options: PhotoOptions, job: Job) -> dict[str, Outcome]:
+def find_earlier(photos: Mapping[str, Path], output: Path, options: PhotoOptions, job: Job,
+                 log_type: str = "none") -> dict[str, Outcome]:
     """The outcomes of the photos that an earlier run completed from the same, by name; without any network.
 
     A photo that cannot be read, or whose mask or landmarks cannot, is not among them: completing it will tell.
+    log_type: see `utils.logging.progress`; it reads every photo's file.
     """
     found = {}
-    for name, path in photos.items():
+    for name, path in progress(photos.items(), "photos of before", len(photos), log_type):
         with contextlib.suppress(UserError, OSError):
             folder = files.output_folder(output, name)
             if (folder / RECORD).is_file():

@@ -109,8 +109,8 @@ def _spectra(count: int) -> np.ndarray:
 def nonnegative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The x >= 0 (N,) with the least |matrix x - target|, matrix (M, N), target (M,).
 
-    Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23, as scipy.optimize.nnls, whose import takes as
-    long as completing a face.
+    Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23; SciPy has it, too, but importing its optimisers
+    takes as long as completing a face.
     """
     solution, free = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], bool)
     negligible = 1e-12 * (np.abs(matrix).sum() * np.abs(target).sum() + 1e-300)

@@ -22,7 +22,8 @@ CROSSING = {"_to_copy", "copy_", "copy"}  # operators that take tensors of both
 # Operators whose indices may be on the CPU, as PyTorch has it.
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # What reads values on the host, or makes tensors whose size depends on them.
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero", "equal"}
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero", "equal",
+           "_linalg_check_errors"}
 
 
 class OnGpu(torch.Tensor):
@@ -92,9 +93,10 @@ def _waits(name: str, arguments: tuple, keywords: dict[str, Any], there: bool) -
         to_gpu = isinstance(target, OnGpu) if name.startswith("copy") else target.type == "cuda"
         quick = keywords.get("non_blocking", False) or (name.startswith("copy") and len(arguments) > 2 and arguments[2])
         return from_gpu != to_gpu and not (quick and getattr(source, "pinned", False))
-    masked = name in INDEXED and any(index is not None and index.dtype in (torch.bool, torch.uint8)
-                                     for index in arguments[1])
-    return there and (name in WAITING or masked)
+    if name in INDEXED and isinstance(arguments[0], OnGpu):
+        indices = [index for index in arguments[1] if index is not None]
+        return any(index.dtype in (torch.bool, torch.uint8) or not isinstance(index, OnGpu) for index in indices)
+    return there and name in WAITING
 
 
 def _rasterize(run, vertices, *arguments):
@@ -116,6 +118,8 @@ class _Mode(TorchDispatchMode):
 def fake_gpu(monkeypatch) -> Iterator[torch.device]:
     """Inside, "cuda" is this GPU; `OnGpu.waited` then says what waited. The CPU's rasterizer does its work."""
     torch._C._ensureCUDADeviceGuardSet()
+    if torch.cuda.is_available():
+        torch.cuda.init()  # a real one, which PyTorch else takes for initialised by what is replaced below
     OnGpu.waited = []
     with monkeypatch.context() as patch, torch.backends.cudnn.flags(enabled=False), _Mode():
         patch.setattr(backends, "run", functools.partial(_rasterize, backends.run))

@@ -48,8 +48,8 @@ def gpu(monkeypatch):
 # ---- the GPU of paper itself -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("mixed", [
-    lambda ours, theirs: ours + theirs, lambda ours, theirs: theirs * ours, lambda ours, theirs: torch.cat([ours, theirs]),
-    lambda ours, theirs: ours.add_(theirs), lambda ours, theirs: torch.nn.functional.linear(ours, theirs)])
+    lambda ours, theirs: ours + theirs, lambda ours, theirs: theirs * ours, lambda ours, theirs: ours.add_(theirs),
+    lambda ours, theirs: torch.cat([ours, theirs]), lambda ours, theirs: torch.nn.functional.linear(ours, theirs)])
 def test_devices_do_not_mix(gpu, mixed):
     with pytest.raises(RuntimeError, match="one device"):
         mixed(torch.rand(3, 3).to(gpu), torch.rand(3, 3))
@@ -65,7 +65,8 @@ def test_values_are_brought_back_before_they_are_read(gpu):
 @pytest.mark.parametrize("waits", [
     lambda there: there.sum().item(), lambda there: there.cpu(), lambda there: there.nonzero(),
     lambda there: there[there > 0], lambda there: bool(there.any()), lambda there: torch.ones(3).to(there.device),
-    lambda there: there.copy_(torch.ones(3)), lambda there: torch.ones(3).to(there.device, non_blocking=True)])
+    lambda there: there.copy_(torch.ones(3)), lambda there: torch.ones(3).to(there.device, non_blocking=True),
+    lambda there: there[torch.tensor([0, 2])], lambda there: torch.linalg.solve(there.diag() + 1, there)])
 def test_what_waits_is_noted(gpu, waits):
     there = send(torch.rand(3), gpu)
     assert OnGpu.waited == []
@@ -116,8 +117,9 @@ def test_a_photo_is_completed_as_on_the_cpu(tmp_path, monkeypatch):
     assert test_my.main([*arguments, str(tmp_path / "cpu"), "--ngpu", "0"]) == 0
     with fake_gpu(monkeypatch):
         assert test_my.main([*arguments, str(tmp_path / "gpu"), "--ngpu", "1"]) == 0
-    pictures = [read_image(tmp_path / where / "astronaut" / "complete_output.png").astype(int) for where in ("cpu", "gpu")]
-    assert (pictures[0] != astronaut()).any() and np.abs(pictures[0] - pictures[1]).max() <= 2
+    expected, found = (read_image(tmp_path / where / "astronaut" / "complete_output.png").astype(int)
+                       for where in ("cpu", "gpu"))
+    assert (expected != astronaut()).any() and np.abs(found - expected).max() <= 2
 
 
 @with_weights
@@ -125,8 +127,8 @@ def test_a_photo_is_completed_as_on_the_cpu(tmp_path, monkeypatch):
                                   ["--stage", "occlusion"]])
 def test_evaluation(gpu, tmp_path, monkeypatch, more):
     monkeypatch.setattr(evaluation, "open_lpips", lambda path, device: (None, "this GPU knows one thread"))
-    main.main([*AS_SHIPPED, "--eval", "--test-count", "2", "--ngpu", "1", "--nthreads", "0", "--log-type", "traditional",
-               "--output", str(tmp_path), *more])
+    main.main([*AS_SHIPPED, "--eval", "--test-count", "2", "--ngpu", "1", "--nthreads", "0", "--log-type",
+               "traditional", "--output", str(tmp_path), *more])
     assert (tmp_path / "summary.json").exists()
 
 

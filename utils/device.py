@@ -19,7 +19,7 @@ def choose_dtype(precision: str) -> torch.dtype:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU's on the device. PyTorch's plain `to` would wait until a GPU has done all it was asked for."""
+    """A tensor of the CPU's on the device; PyTorch's plain `to` waits until a GPU has done all it was asked for."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
