@@ -41,8 +41,8 @@ class CelebACrops(FolderFaces):
                      "there, is taken with --dataset-options '{\"official_partition\": true}'")
             return super()._select(split, train_dev_percent)
         if partition is None:
-            raise UserError(f"{self.celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave official_partition "
-                            "out of --dataset-options")
+            raise UserError(f"{self.celeba} has no Eval/{PARTITION_FILES[0]}: put it there, or leave "
+                            "official_partition out of --dataset-options")
         split_of = read_partition(partition)
         unlisted = [name for name in self._paths if name not in split_of]
         if unlisted:

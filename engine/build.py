@@ -72,7 +72,7 @@ def completion_dtype(settings: Any, device: torch.device | None = None) -> torch
 
 
 def run_folder(settings: Any) -> Path:
-    """Where a training run's checkpoints and settings go; a run that is resumed stays where it is unless told otherwise.
+    """Where a training run's checkpoints and settings go; a resumed run stays where it is unless told otherwise.
 
     Raises:
         UserError: another run's checkpoint lies there already.
@@ -203,8 +203,8 @@ def _synthetic_training(settings: Any) -> tuple[Dataset, Dataset]:
     from datasets.synthetic import CachedFaces, SyntheticFaces
     if not settings.synthetic_cache:
         if settings.resident:
-            raise UserError("--resident reads all faces before it begins, which takes hours if they are made meanwhile: "
-                            "write them with python -m datasets.synthetic and give --synthetic-cache")
+            raise UserError("--resident reads all faces before it begins, which takes hours if they are made "
+                            "meanwhile: write them with python -m datasets.synthetic and give --synthetic-cache")
         options = {"length": SYNTHETIC_LENGTH, **_synthetic_options(settings, *SYNTHETIC_OPTIONS)}
         return SyntheticFaces("train", **options), SyntheticFaces("val", HELD_OUT_FACES)
     train = CachedFaces(settings.synthetic_cache, **_synthetic_options(settings, "length"))

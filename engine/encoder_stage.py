@@ -170,7 +170,7 @@ class EncoderStage(Stage):
         return losses
 
     def validate(self, networks, batch, rngs, autocast: Autocast) -> Tensor:
-        """Sums of the landmark error on whole and on masked images for each of TRUSTS, of both lights, and the count."""
+        """Sums of the landmark error on whole and masked images for each of TRUSTS, of both lights, and the count."""
         image, labels = window(from_uint8(batch["image"])), window(batch["labels"][:, None])
         hole = rectangles_on(labels == FACE, rngs)
         sums, light = [], torch.zeros(LIGHT_SIZE, device=image.device)

@@ -6,7 +6,7 @@ writes the stage's network (the moving average where one was kept) with half-pre
 well it was trained in the file's metadata. Other networks of the stage, such as the encoder's albedo decoder, are
 chosen with --network. A list of sums in the weight file's folder, as checkpoints/SHA256SUMS, is brought up to date.
 With ``--bits 5`` kernels are rounded to so many bits after the leading one, of float16's ten: the file is as long, but
-compresses to two thirds, as in git, which keeps every version (what that costs: docs/experiments.md, "Rounded weights").
+compresses to two thirds, as in git, which keeps every version (the cost: docs/experiments.md, "Rounded weights").
 ``--keep`` leaves kernels alone that are those of the file to be replaced, because training did: git stores them once.
 """
 from __future__ import annotations
@@ -48,7 +48,8 @@ def export(source: str | Path, target: str | Path, network: str | None = None, h
     metadata = describe(state)
     if bits is not None:
         before = checkpoints.load_weights(target, network)[0] if keep else {}
-        kept = {name for name, value in before.items() if name in weights and torch.equal(value, weights[name].to(value))}
+        kept = {name for name, value in before.items()
+                if name in weights and torch.equal(value, weights[name].to(value))}
         weights = {name: value if name in kept else rounded(value, bits) for name, value in weights.items()}
         metadata["bits"] = bits
     checkpoints.save_weights(target, network, weights, metadata, half=half)

@@ -141,8 +141,8 @@ def load_completer(config_file: str | Path | None = None, options: PhotoOptions 
 
     known = {option.name for option in config.OPTIONS["Networks"]} | {"ngpu", "precision", "compile"}
     for name in settings.keys() & config.BY_NAME.keys() - known:
-        raise UserError(f"load_completer({name}=...): this does not change how networks are loaded; say what of a photo "
-                        "is completed with options=PhotoOptions(...)")
+        raise UserError(f"load_completer({name}=...): this does not change how networks are loaded; say what of a "
+                        "photo is completed with options=PhotoOptions(...)")
     chosen = config.parse(["--config", str(config_file or REPOSITORY / "args.txt")], "").replace(**settings)
     places = {name: getattr(chosen, name) for name in config.network_files()}
     if chosen.recon_ckpt == DEFAULT_INPAINTER and chosen.model_type == "linear":

@@ -6,8 +6,8 @@ Each portrait is therefore filled by a model that does without it (cross-validat
 trust a fill that it never meets again. The frozen encoder sees the masked image, as at inference, and the fill is drawn
 as in a completion; the refiner alone is trained: on the face on smoothed colours, since detail is none of its business
 there. As in completions the fill is mixed with the paper's network's (`models.mixture`), which knows the portraits,
-too, but is only 0.1 dB better on them than on others (docs/experiments.md). Occluders other than the face's own hair are
-nothing that a hole should be filled with, so they teach it nothing.
+too, but is only 0.1 dB better on them than on others (docs/experiments.md). Occluders other than the face's own hair
+are nothing that a hole should be filled with, so they teach it nothing.
 """
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RefinerStage(InpainterStage):
 
     completion: FaceCompletion with the frozen encoder and occlusion net. network: the trained inpainter of the mixed
     fill. prior: the linear model of all portraits, for faces that are none. fold_models: those that each leave out a
-    fold; folds: a portrait's name -> its fold. only: what of the refiner is trained: all of it (""); "beside": what draws
+    fold; folds: a portrait's name -> its fold. only: what of the refiner is trained: all (""); "beside": what draws
     what is beside the face, whose colours stay as they are; "decoder": that and the decoder, a quarter of the weights.
     """
 

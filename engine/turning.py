@@ -1,4 +1,4 @@
-"""Photographs of other heads, seen from elsewhere: a fitted portrait turned and reshaped, and the picture bent to match.
+"""Photographs of other heads, seen from elsewhere: a fitted portrait turned and reshaped, the picture bent to match.
 
 Official portraits look into the camera, so an encoder that learns from them takes turned heads for frontal ones; and of
 a few hundred it learns by heart which shape belongs to which, unless they come with others. The fitted mesh says where

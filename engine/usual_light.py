@@ -1,10 +1,10 @@
 """How far completions believe the direction of the light that the encoder reads from a picture.
 
 A part of the albedo's model is light that the encoder missed, and what it fits to visible skin goes on into the hole.
-The encoder's own answer goes there as it is, and real light has shadows, several sources and gloss, which nine harmonics
-do not. So completions take its direction most of the way back to the usual light: an average of held-out faces, measured
-in training, that travels with the weights (docs/experiments.md, "Light"). This is no part of the paper; published
-weights, and others without that average, are used without it.
+The encoder's own answer goes there as it is, and real light has shadows, several sources and gloss, which nine
+harmonics do not. So completions take its direction most of the way back to the usual light: an average of held-out
+faces, measured in training, that travels with the weights (docs/experiments.md, "Light"). This is no part of the paper;
+published weights, and others without that average, are used without it.
 """
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ COARSEST = 1.0  # crop pixels; coarser detail than this the completion has of it
 MIN_SAMPLES = 150  # pixels from which the detail of an area can be told
 SAMPLES = 40_000  # pixels that are looked at to tell it
 TOO_SHARP = 1.5  # ratio from which a band whose edges are stronger than any around is damped
-# Share of the missing amplitude that is made up: on 34 portraits, LPIPS is what it is with all of it (least at 0.8), but
-# grain that is not the photograph's own is farther from it, so less of it has the better PSNR and SSIM.
+# Share of the missing amplitude that is made up: on 34 portraits, LPIPS is what it is with all of it (least at 0.8),
+# but grain that is not the photograph's own is farther from it, so less of it has the better PSNR and SSIM.
 STRENGTH = 0.6
-FLAT = 0.2  # share of the pixels that are taken for flat: where little skin is visible, most of it may be eyes and brows
+FLAT = 0.2  # share of the pixels taken for flat: where little skin is visible, most of it may be eyes and brows
 FLAT_SIGMA = 2.0  # photo pixels, of the Gaussian over which a band's power is averaged to find its flat parts
 NOISE_SIDE = 256  # pixels of the picture of noise on which the kinds of noise are measured
 EDGES = 98  # percentile of a band's absolute values that stands for its edges

@@ -108,7 +108,7 @@ class SelfAttention(nn.Module):
 
 
 def flip(x: torch.Tensor) -> torch.Tensor:
-    """Plain left-right flip of (..., H, W), as the released code has it: one column beside the UV map's mirror image."""
+    """Plain left-right flip of (..., H, W), as in the released code: one column beside the UV map's mirror image."""
     return x.flip(-1)
 
 

@@ -44,10 +44,10 @@ class Refiner(nn.Module):
     """A picture with a drawn face in its hole -> `Refined`.
 
     The U-Net (in: visible pixels, the drawn face, visible share) works on halves of the picture's sides. The difference
-    of its colours to the drawn face, smoothed inside the hole on the mesh and times a learnt gain, is added to the face.
-    A second end of its decoder, which gives no gradients to the rest, says which pixels are face at all (its fourth
-    output, the paper's confidence) and draws what is beside it; these colours are used as they are, and led into those
-    of the visible pixels that are no face.
+    of its colours to the drawn face, smoothed inside the hole on the mesh and times a learnt gain, is added to the
+    face. A second end of its decoder, which gives no gradients to the rest, says which pixels are face at all (its
+    fourth output, the paper's confidence) and draws what is beside it; these colours are used as they are, and led into
+    those of the visible pixels that are no face.
     """
 
     def __init__(self):

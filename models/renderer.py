@@ -62,7 +62,8 @@ def project(vertices: torch.Tensor, scale: torch.Tensor, pose: torch.Tensor, off
     return torch.stack([row, column, depth], dim=-1)
 
 
-def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor, incident: "Incidence | None" = None) -> torch.Tensor:
+def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor,
+                   incident: "Incidence | None" = None) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
     triangles (T, 3), counter-clockwise seen from outside. incident: their `Incidence`, if it is known,
@@ -77,7 +78,7 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor, incident: "I
 
 
 class Incidence(NamedTuple):
-    """The triangles around each of V vertices: triangles (3T,) vertex by vertex, first (V,) each vertex' first place."""
+    """Triangles around each of V vertices: triangles (3T,) vertex by vertex, first (V,) each vertex' first place."""
 
     triangles: torch.Tensor
     first: torch.Tensor

@@ -49,8 +49,8 @@ def load_occlusion(path: str | os.PathLike) -> tuple[OcclusionNet, dict]:
 def load_inpainter(path: str | os.PathLike, mirror: Callable | None = None) -> tuple[Inpainter, dict]:
     """(inpainter in evaluation mode, metadata), as :func:`load_encoder`; the file says which parts it has.
 
-    mirror: see :class:`~models.inpainter.Inpainter`. The program gives published weights the UV map's true mirror image,
-    too, not the flip that they were trained with: the released code's was off by a column.
+    mirror: see :class:`~models.inpainter.Inpainter`. The program gives published weights the UV map's true mirror
+    image, too, not the flip that they were trained with: the released code's was off by a column.
     """
     network, metadata = _load(path, "inpainter", Inpainter.like)
     if mirror is not None:

@@ -167,7 +167,8 @@ def fuzz_masks(rng: Rng, folder: Path) -> None:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 WORDS = [b"NaN", b"Infinity", b"-1e999", b"null", b"[]", b"{}", b"true", b'"\\ud800"', b"1e308", b"\xff\xfe", b"\0",
-         b"{", b"99999999999999999999999999", b'"a":', b",", b"0x10", b"1_000", b"\xe2\x80\xae", b"[" * 2000, b"\n\n", b"=", b"%("]
+         b"{", b"99999999999999999999999999", b'"a":', b",", b"0x10", b"1_000", b"\xe2\x80\xae", b"[" * 2000, b"\n\n",
+         b"=", b"%("]
 
 
 def damaged_text(rng: Rng, text: bytes) -> bytes:
@@ -396,7 +397,7 @@ def ask_surface(rng: Rng, vertices: torch.Tensor, triangles: torch.Tensor, raste
     assert torch.equal(shade, 10 * on_face.float().expand_as(shade))
     maps = torch.ones(len(vertices), int(rng.integers(0, 6)), 8, 10)
     unwrapped = surface.sample(maps, texels, torch.from_numpy(rng.permutation(35)[:30]), (5, 7))
-    assert ((unwrapped - 1).abs().amax(0).sum(dim=(1, 2)) < 5 + 1e-3).all()  # but for the five texels that have no place
+    assert ((unwrapped - 1).abs().amax(0).sum(dim=(1, 2)) < 5 + 1e-3).all()  # but for the five texels without a place
     image, coverage = surface.draw(maps, layout, raster)
     assert not (coverage[:, 0] & ~raster.mask).any()
     edges = np.sort(rng.integers(0, 9, (2, 2)), axis=1)

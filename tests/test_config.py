@@ -156,8 +156,8 @@ def test_resolution_is_read_in_any_spelling(argv):
 
 
 def test_words_are_joined_only_where_a_list_may_stand():
-    settings = read("--image", "a[1.jpg", "--mask", "m.png", "--optim-options", '{"betas": [0.5,', "0.9]}", "--landmarks",
-                    "[1,", "2,", "9,", "8]")
+    settings = read("--image", "a[1.jpg", "--mask", "m.png", "--optim-options", '{"betas": [0.5,', "0.9]}",
+                    "--landmarks", "[1,", "2,", "9,", "8]")
     assert settings.image == "a[1.jpg" and settings.mask == "m.png" and settings.landmarks == "[1,2,9,8]"
     assert settings.optim_options == {"betas": [0.5, 0.9]}
     with pytest.raises(UserError, match=r"a\[1.txt: no such file"):

@@ -93,8 +93,8 @@ def test_two_processes_write_what_one_writes(tmp_path):
                                         out=str(tmp_path / name)))
         subprocess.run([sys.executable, *start, str(script)], check=True, timeout=300,
                        env={**os.environ, "OMP_NUM_THREADS": "1"})
-    one, two = ({str(path.relative_to(tmp_path / name)): path for path in (tmp_path / name).rglob("*") if path.is_file()}
-                for name in starts)
+    one, two = ({str(path.relative_to(tmp_path / name)): path
+                 for path in (tmp_path / name).rglob("*") if path.is_file()} for name in starts)
     assert one.keys() == two.keys() and len(one) > 2 * FACES
     assert "3 of 12 images were skipped" in one["message.txt"].read_text()
     for name in one:

@@ -18,7 +18,8 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = ["..", ".", "", "/etc/passwd", "../../x", "a/b", "a\\b", "C:\\x", "con", "NUL.txt", "com1.tar.gz", "LPT¹",
-           " x. ", "a\0b", "a\nb", "-rf", "~", "x" * 1000, "é" * 500, "\u202egnp.exe", "\ud800", "名前" * 100, ".hidden", "..."]
+           " x. ", "a\0b", "a\nb", "-rf", "~", "x" * 1000, "é" * 500, "\u202egnp.exe", "\ud800", "名前" * 100,
+           ".hidden", "..."]
 
 
 @pytest.mark.parametrize("good", ["me", "my photo", "IMG_0001", "a.b-c", "José", "名前", "(1)", "конец"])

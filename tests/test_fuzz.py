@@ -98,7 +98,8 @@ def test_landmark_files_of_any_content(tmp_path, read, sizes, content):
     except UserError as error:
         assert "\n" not in str(error)
     else:
-        assert all(points.shape in [(size, 2) for size in sizes] and points.isfinite().all() for points in found.values())
+        assert all(points.shape in [(size, 2) for size in sizes] and points.isfinite().all()
+                   for points in found.values())
 
 
 @in_one_folder

@@ -160,7 +160,8 @@ print(picture.shape[0] * picture.shape[1], resource.getrusage(resource.RUSAGE_SE
 
 
 @pytest.mark.parametrize("kind, megapixels", [
-    ("turned.jpg", 12), *(pytest.param(kind, 100, marks=pytest.mark.slow) for kind in ("turned.jpg", "transparent.png"))])
+    ("turned.jpg", 12),
+    *(pytest.param(kind, 100, marks=pytest.mark.slow) for kind in ("turned.jpg", "transparent.png"))])
 def test_memory_is_bounded(tmp_path, kind, megapixels):
     """At most 8 bytes a pixel and 40 MB: 840 MB for 100 megapixels, also turned or transparent."""
     exif = Image.Exif()
@@ -185,8 +186,9 @@ def test_mask_threshold_size_and_polarity(tmp_path):
     assert read_mask(tmp_path / "mask.png", size=(100, 101)).shape == (100, 101)
 
 
-@pytest.mark.parametrize("size, words", [((256, 256), "178x218 pixels, its picture 256x256: a mask must show the whole"),
-                                         ((178, 218), "the way up it is seen")])
+@pytest.mark.parametrize("size, words", [
+    ((256, 256), "178x218 pixels, its picture 256x256: a mask must show the whole"),
+    ((178, 218), "the way up it is seen")])
 def test_mask_of_another_shape_is_refused(tmp_path, size, words):
     """As one of CelebA's pictures is for an aligned crop of it."""
     Image.fromarray(np.full((218, 178), 255, np.uint8)).save(tmp_path / "mask.png")

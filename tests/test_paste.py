@@ -141,7 +141,8 @@ def test_nothing_hidden_changes_nothing():
 
 def test_a_grey_photo_stays_grey():
     photo = np.repeat(_wave_photo(300, 300, "grey")[:, :, :1], 3, axis=2)
-    photo = np.clip(photo + np.rint(6 * np.random.default_rng(0).standard_normal((300, 300, 1))), 0, 255).astype(np.uint8)
+    noise = np.rint(6 * np.random.default_rng(0).standard_normal((300, 300, 1)))
+    photo = np.clip(photo + noise, 0, 255).astype(np.uint8)
     alignment = Alignment.from_landmarks(_turned(LANDMARKS, 5, 1.1, (150, 150)), 300, 300)
     crop = alignment.crop(photo)
     crop[_block()] = 120

@@ -182,8 +182,8 @@ def test_mix_has_the_wanted_share():
         portraits.mix(faces, few, 1.0)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "{\"a\": [[1, 2]]}", "{\"a\": \"x\"}", "no json", "{\"a\": [[1, NaN], [1, 2], "
-                                     "[1, 2], [1, 2], [1, 2]]}"])
+@pytest.mark.parametrize("content", ["[1, 2]", "{\"a\": [[1, 2]]}", "{\"a\": \"x\"}", "no json",
+                                     "{\"a\": [[1, NaN], [1, 2], [1, 2], [1, 2], [1, 2]]}"])
 def test_bad_points_are_named(tmp_path, content):
     file = tmp_path / "points.json"
     file.write_text(content)

@@ -146,7 +146,8 @@ def test_extended_pictures(monkeypatch, size, known):
     values = torch.rand((2, 3, *size), generator=generator) * 2 - 1
     weight = torch.rand((2, 1, *size), generator=generator)
     weight = torch.where(torch.rand((2, 1, *size), generator=generator) < known, weight.round(decimals=1), 0)
-    boxes = [None, Box(size[0] // 3, size[0] // 2 + 1, size[1] // 4, size[1] // 2 + 1), Box(0, 1, 0, 1), Box(0, 0, 0, 0)]
+    boxes = [None, Box(size[0] // 3, size[0] // 2 + 1, size[1] // 4, size[1] // 2 + 1), Box(0, 1, 0, 1),
+             Box(0, 0, 0, 0)]
     for box in boxes:
         monkeypatch.undo()
         if max(size) > 1:  # of one pixel PyTorch says what there is to say
@@ -253,4 +254,4 @@ def test_tensors_that_do_not_fit_are_errors(renderer, scene):
             work()
     with pytest.raises(TypeError):
         pyramid.fill(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), (0, 8, 0, 8), 4.0)
-    surface.visible_texels(positions, renderer.triangles, raster, texels, cosine, tolerance)  # whole numbers are numbers
+    surface.visible_texels(positions, renderer.triangles, raster, texels, cosine, tolerance)  # integers are numbers

@@ -175,7 +175,8 @@ def test_resident_parts_that_come_again_are_read_once():
     order = [*range(len(mixed))][::-1]
     for place, batch in zip(order, items.batches(order, 1)):
         expected = mixed[place]
-        assert batch["name"] == [expected["name"]] and torch.equal(batch["image"][0], torch.as_tensor(expected["image"]))
+        assert batch["name"] == [expected["name"]]
+        assert torch.equal(batch["image"][0], torch.as_tensor(expected["image"]))
 
 
 def test_a_training_set_too_large_to_be_resident_is_told(tmp_path, monkeypatch):
@@ -333,8 +334,8 @@ def test_usual_light_is_the_mean_of_what_the_encoder_says_and_of_its_mirror_imag
     with torch.no_grad():
         for first in (0, 2):
             batch = default_collate([faces[first], faces[first + 1]])
-            statistics = statistics + stage.validate(stage.networks, batch, face_generators((1,), range(first, first + 2)),
-                                                     nullcontext)
+            statistics = statistics + stage.validate(stage.networks, batch,
+                                                     face_generators((1,), range(first, first + 2)), nullcontext)
     stage.score(statistics)
     expected = torch.arange(27.0) + 1.5
     expected[[3, 6, 7, 12, 15, 16, 21, 24, 25]] = 0

@@ -219,7 +219,8 @@ def test_the_inpainter_learns_from_the_window_where_the_paper_does():
     for windowed in (True, False):
         for name, faces in (("same", batch), ("margin", elsewhere)):
             torch.manual_seed(0)
-            completion = FaceCompletion(SmallEncoder(), SmallInpainter(), MorphableModel(small_definition()), iterations=1)
+            completion = FaceCompletion(SmallEncoder(), SmallInpainter(), MorphableModel(small_definition()),
+                                        iterations=1)
             stage = InpainterStage(completion, torch.nn.Identity(), {"gan": 0.0}, windowed=windowed)
             rngs = [face_generators((0,), range(2)) for _ in range(2)]
             losses = stage.losses(faces, rngs[0], nullcontext, 0)[0]

@@ -45,7 +45,7 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def watched(monkeypatch):
-    """Names of the operators and methods that read device data inside; on the CPU, tensors stand in for the device's."""
+    """Names of operators and methods that read device data inside; on the CPU, tensors stand in for the device's."""
     watch = Watch()
     with monkeypatch.context() as patch, watch:
         for method in READING:

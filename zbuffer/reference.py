@@ -64,7 +64,7 @@ def _resolve(keys, corners, sign, dtype, height, width):
 
 
 def _pixel_boxes(corners, height, width):
-    """First and last (row, column) (T, 2) int64 that each triangle may cover, and which triangles (T,) may cover any."""
+    """First and last (row, column) (T, 2) int64 that each triangle may cover, and which (T,) may cover any."""
     limit = torch.tensor([height - 1.0, width - 1.0], dtype=corners.dtype, device=corners.device)
     positions = corners[..., :2]
     first = positions.amin(1).ceil().clamp(min=0)
@@ -72,7 +72,7 @@ def _pixel_boxes(corners, height, width):
     finite = (corners.abs() <= LARGEST).all(-1).all(-1)  # NaN compares false
     visible = finite & (first <= last).all(-1)
     zero = torch.zeros_like(first)
-    return (torch.where(visible[:, None], first, zero).long(), torch.where(visible[:, None], last, zero).long(), visible)
+    return torch.where(visible[:, None], first, zero).long(), torch.where(visible[:, None], last, zero).long(), visible
 
 
 def _chunks(chosen, first, last):

@@ -3,9 +3,9 @@
     cd zbuffer && python setup.py install
     pip install --no-build-isolation ./zbuffer
 
-The CPU unit needs a C++ compiler and nothing else. The CUDA unit is added where nvcc, a torch built with CUDA, and a GPU
-(or TORCH_CUDA_ARCH_LIST) are found, torch being visible only without pip's build isolation. ZBUFFER_CUDA=0 leaves the CUDA
-unit out, ZBUFFER_CUDA=1 insists on it.
+The CPU unit needs a C++ compiler and nothing else. The CUDA unit is added where nvcc, a torch built with CUDA, and a
+GPU (or TORCH_CUDA_ARCH_LIST) are found, torch being visible only without pip's build isolation. ZBUFFER_CUDA=0 leaves
+the CUDA unit out, ZBUFFER_CUDA=1 insists on it.
 
 The libraries go to a package of their own, zbuffer_native, so they are found from this repository's root too, where the
 source folder hides the installed package of the same name.

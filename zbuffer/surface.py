@@ -23,8 +23,8 @@ class UVLayout(NamedTuple):
     """How a map of (h, w) texels lies over a mesh."""
 
     nearest: torch.Tensor
-    """(h * w,) int64 from 0 to h * w - 1: for each texel the flat index of the nearest one that lies on the mesh, its own
-    if it does."""
+    """(h * w,) int64 from 0 to h * w - 1: for each texel the flat index of the nearest one that lies on the mesh, its
+    own if it does."""
     on_face: torch.Tensor
     """(h, w) bool: which texels lie on the mesh."""
     corners: torch.Tensor
@@ -56,8 +56,8 @@ class Tolerance(NamedTuple):
 def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
     """Area-weighted unit normals (B, V, 3) of vertices (B, V, 3); 0 where a vertex has no triangle with an area.
 
-    triangles (T, 3) integers, counter-clockwise seen from outside. Raises ValueError if one refers to no vertex, and like
-    all functions here if a tensor has another shape or type than said, or lies on a GPU.
+    triangles (T, 3) integers, counter-clockwise seen from outside. Raises ValueError if one refers to no vertex, and
+    like all functions here if a tensor has another shape or type than said, or lies on a GPU.
     """
     vertices = ready("vertices", vertices, (None, None, 3))
     triangles = _triangles(triangles, vertices.shape[1])
@@ -69,8 +69,8 @@ def vertex_normals(vertices: torch.Tensor, triangles: torch.Tensor) -> torch.Ten
 
 def texel_normals(normals: torch.Tensor, rotation: torch.Tensor, texels: Texels, index: torch.Tensor,
                   size: tuple[int, int]) -> torch.Tensor:
-    """Normals (B, V, 3) of vertices turned by rotation (B, 3, 3), at N texels: unit normals as maps (B, 3, h, w) of this
-    size, 0 elsewhere and where there is no direction.
+    """Normals (B, V, 3) of vertices turned by rotation (B, 3, 3), at N texels: unit normals as maps (B, 3, h, w) of
+    this size, 0 elsewhere and where there is no direction.
 
     index (N,) int64: the texels' flat places in the map, from 0 to h * w - 1.
     """
@@ -102,8 +102,8 @@ def visible_texels(positions: torch.Tensor, triangles: torch.Tensor, raster: Ras
                    cosine: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
     """Which of N texels every pixel of their bilinear sample shows: (B, N) bool.
 
-    positions (B, V, 3) of the mesh and their raster, of at least 2 x 2 pixels; texels (B, N, 3): their positions; cosine
-    (B, N) of their normals to the camera. Raises ValueError if a triangle refers to no vertex.
+    positions (B, V, 3) of the mesh and their raster, of at least 2 x 2 pixels; texels (B, N, 3): their positions;
+    cosine (B, N) of their normals to the camera. Raises ValueError if a triangle refers to no vertex.
     """
     positions = ready("positions", positions, (None, None, 3))
     batch, vertex_count, _ = positions.shape

@@ -173,8 +173,8 @@ def _write_missing(folder: Path, split: str, count: int, seed: int, occluders: b
                 "generator": generator_digest()}
     known = _read_settings(folder)
     if known is not None and {**known, "generator": settings["generator"]} != known:
-        raise UserError(f"{folder} holds faces of another version of the generator, which are not to be mixed with this "
-                        "one's: choose another folder or delete it")
+        raise UserError(f"{folder} holds faces of another version of the generator, which are not to be mixed with "
+                        "this one's: choose another folder or delete it")
     if known is not None and {**known, "count": 0} != {**settings, "count": 0}:
         raise UserError(f"{folder} holds faces with other settings ({known}): choose another folder or delete it")
     settings["count"] = max(count, known["count"] if known else 0)

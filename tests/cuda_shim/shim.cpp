@@ -1,8 +1,8 @@
 // Runs the CUDA kernels' source on the CPU, for tests only.
 //
-// Every CUDA thread of a launch is a fiber, all alive at once; whenever one reaches an atomic operation, before and after
-// it, a scheduler picks at random which fiber goes on. A seed fixes the interleaving. Compiled with -DBROKEN_ATOMICS an
-// atomic is torn into a load and a store, which shows that the interleavings do find races.
+// Every CUDA thread of a launch is a fiber, all alive at once; whenever one reaches an atomic operation, before and
+// after it, a scheduler picks at random which fiber goes on. A seed fixes the interleaving. Compiled with
+// -DBROKEN_ATOMICS an atomic is torn into a load and a store, which shows that the interleavings do find races.
 
 #include <ucontext.h>
 

@@ -6,8 +6,8 @@
 namespace zbuffer {
 
 // One thread per (item, triangle): raises the keys of the pixels that the triangle covers. KEYS start as zeros.
-// BAD_INDEX starts beyond 3 * TRIANGLE_COUNT and ends as the lowest position in TRIANGLES of an index that is no vertex;
-// such triangles are not drawn.
+// BAD_INDEX starts beyond 3 * TRIANGLE_COUNT and ends as the lowest position in TRIANGLES of an index that is no
+// vertex; such triangles are not drawn.
 template <typename Scalar>
 __global__ void draw(const Scalar* vertices, const int32_t* triangles, int64_t items, int64_t vertex_count,
                      int64_t triangle_count, int height, int width, bool cull, unsigned long long* keys,

@@ -1,4 +1,4 @@
-// What is asked of a mesh around its z-buffer, each in one pass over the memory: the normals of its vertices and of a map
+// What is asked of a mesh around its z-buffer, each in one pass over memory: the normals of its vertices and of a map
 // laid over it, which texels of the map an image shows, and the map drawn through it. In float32 and forward only;
 // models/renderer.py says the same in PyTorch, for GPUs and gradients, and is what the results are compared with.
 
@@ -124,8 +124,8 @@ struct Tolerance {
   float negligible;  // a pixel with no more weight in a texel's sample does not matter
 };
 
-// Does each of COUNT texels at (row, column, depth), whose cosine to the camera is known, lie on what every pixel of its
-// bilinear sample shows?
+// Does each of COUNT texels at (row, column, depth), whose cosine to the camera is known, lie on what every pixel of
+// its bilinear sample shows?
 inline void visible_texels(const Picture& picture, const Slope* slope, const Tolerance& allowed, const float* texels,
                            const float* cosine, int64_t count, uint8_t* visible) {
   const float last_row = static_cast<float>(picture.height - 1), last_column = static_cast<float>(picture.width - 1);
@@ -167,8 +167,8 @@ inline Place place_of(float row, float column, int64_t height, int64_t width) {
   return {top * width + left, {above * left_of, above * beside, below * left_of, below * beside}};
 }
 
-// An image (channels, height, width) at COUNT texels' positions, into the places INDEX names of maps (channels, MAP_SIZE),
-// which are 0 elsewhere.
+// An image (channels, height, width) at COUNT texels' positions, into the places INDEX names of maps (channels,
+// MAP_SIZE), which are 0 elsewhere.
 inline void sample(const float* image, int64_t channels, int64_t height, int64_t width, const float* texels,
                    const int64_t* index, int64_t count, int64_t map_size, float* maps) {
   std::fill(maps, maps + channels * map_size, 0.0f);
@@ -205,8 +205,8 @@ inline void interleave(const Map& map, int64_t stride, float* texels) {
   }
 }
 
-// Draws the map into IMAGE (channels, height, width), 0 outside COVERAGE (height, width), bilinearly. STRIDE: known to the
-// compiler where it is kStride, which lets it take all channels at once.
+// Draws the map into IMAGE (channels, height, width), 0 outside COVERAGE (height, width), bilinearly. STRIDE: known to
+// the compiler where it is kStride, which lets it take all channels at once.
 template <int kStride>
 void draw(const Map& map, const Picture& picture, int64_t triangle_count, const float* texels, int64_t stride,
           float* image, uint8_t* coverage) {

@@ -349,8 +349,8 @@ extern "C" int64_t zbuffer_rasterize_double(const double* vertices, const int32_
                  barycentrics);
 }
 
-// What is asked of a mesh around its z-buffer (surface.h), and pictures extended (pyramid.h), for each of so many items.
-// All return kSuccess or kFailure, or the position in `triangles` of an index that is no vertex.
+// What is asked of a mesh around its z-buffer (surface.h), and pictures extended (pyramid.h), for each of so many
+// items. All return kSuccess or kFailure, or the position in `triangles` of an index that is no vertex.
 namespace {
 
 int64_t bad_index(const int32_t* triangles, int64_t triangle_count, int64_t vertex_count) {

@@ -22,8 +22,8 @@ unsigned int blocks(int64_t threads) {
   return static_cast<unsigned int>(count);
 }
 
-// KEYS are memory for items * height * width + 1 numbers; the last one receives the position of a bad index. The kernels
-// leave out triangles with one; unless it is to be REPORTED, nobody waits for the device.
+// KEYS are memory for items * height * width + 1 numbers; the last one receives the position of a bad index. The
+// kernels leave out triangles with one; unless it is to be REPORTED, nobody waits for the device.
 template <typename Scalar>
 int64_t rasterize(const Scalar* vertices, const int32_t* triangles, int64_t items, int64_t vertex_count,
                   int64_t triangle_count, int64_t height, int64_t width, bool cull, bool reported, int64_t device,
@@ -71,8 +71,8 @@ int64_t guarded(const Scalar* vertices, const int32_t* triangles, int64_t items,
 
 }  // namespace
 
-// Both return -1 when done, -3 with a MESSAGE on a CUDA error, else, if it is to be REPORTED, the position in `triangles`
-// of an index that is no vertex. Pointers but MESSAGE are device memory.
+// Both return -1 when done, -3 with a MESSAGE on a CUDA error, else, if it is to be REPORTED, the position in
+// `triangles` of an index that is no vertex. Pointers but MESSAGE are device memory.
 extern "C" int64_t zbuffer_rasterize_float(const float* vertices, const int32_t* triangles, int64_t items,
                                            int64_t vertex_count, int64_t triangle_count, int64_t height,
                                            int64_t width, int64_t cull, int64_t reported, int64_t device,
