@@ -28,8 +28,8 @@ _SUPERSAMPLING = 4  # the quad is first sampled at this multiple of the crop's s
 _SUPERSAMPLED_SIZE = _SUPERSAMPLING * CROP_SIZE
 _LOBES = 3  # of the Lanczos filter that reduces it
 _STRIP, _BLOCK = 32, 4  # crop pixels that are made at a time, so that what they need stays in the cache
-# Added before samples are cut to whole grey levels, that none is cut that is whole but for rounding, and before sums are
-# rounded, that halves, which a symmetric filter often gives on smooth skin, are rounded up as Pillow does.
+# Added before samples are cut to whole grey levels, that none is cut that is whole but for rounding, and before sums
+# are rounded, that halves, which a symmetric filter often gives on smooth skin, are rounded up as Pillow does.
 _UPWARDS = np.float32(1 / 4096)
 _FARTHEST = 1e6  # photo pixels; no image is that wide, and arithmetic with far larger numbers would overflow
 _MIN_FACE = 4.0  # photo pixels; a smaller quad is the product of broken landmarks

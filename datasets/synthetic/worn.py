@@ -24,10 +24,10 @@ _ALPHA_CUT = 0.3  # `HairDo.alpha_cut` of lashes and hats
 class WornLayer:
     """A layer ready to render: its mesh, shells (numbers of triangles), texture and brightness.
 
-    The shells are rasterized one after another: of hair at first all opaque triangles, then the partly transparent ones,
-    few at a time and from the innermost out, so that what lies behind a transparent part is still seen.
-    triangles (T, 3) int32 from the innermost out; texture (h, w, 4) float32 in [0, 1]; luminance: the mean brightness of
-    its opaque texels.
+    The shells are rasterized one after another: of hair at first all opaque triangles, then the partly transparent
+    ones, few at a time and from the innermost out, so that what lies behind a transparent part is still seen.
+    triangles (T, 3) int32 from the innermost out; texture (h, w, 4) float32 in [0, 1]; luminance: the mean brightness
+    of its opaque texels.
     """
 
     layer: Layer
@@ -62,8 +62,8 @@ def prepare(layer: Layer) -> WornLayer:
         shells = [np.arange(len(order))]
     opaque = texture[..., 3] > 0.5
     luminance = float(texture[opaque][:, :3].mean()) if opaque.any() else 0.5
-    return WornLayer(layer, np.ascontiguousarray(layer.triangles[order]), tuple(shell for shell in shells if len(shell)),
-                     texture, max(luminance, 0.02))
+    return WornLayer(layer, np.ascontiguousarray(layer.triangles[order]),
+                     tuple(shell for shell in shells if len(shell)), texture, max(luminance, 0.02))
 
 
 class Wardrobe:
@@ -125,8 +125,8 @@ class Canvas:
 class HairDo:
     """What one person makes of a hair style.
 
-    mirrored: left and right exchanged; volume, length: how far the hair stands off and how far it hangs, as multiples of
-    the style's; alpha_cut in [0, 1): opacities below it vanish, the rest is stretched; second (3,): colour of its
+    mirrored: left and right exchanged; volume, length: how far the hair stands off and how far it hangs, as multiples
+    of the style's; alpha_cut in [0, 1): opacities below it vanish, the rest is stretched; second (3,): colour of its
     streaks; streaks (STREAKS,) in [0, 1]: how much of it is mixed in across the strands.
     """
 

@@ -24,7 +24,9 @@ struct Vector {
   float x, y, z;
 };
 
-inline Vector between(const float* from, const float* to) { return {to[0] - from[0], to[1] - from[1], to[2] - from[2]}; }
+inline Vector between(const float* from, const float* to) {
+  return {to[0] - from[0], to[1] - from[1], to[2] - from[2]};
+}
 
 // Twice the triangle's area long.
 inline Vector normal_of(const Mesh& mesh, int64_t triangle) {

@@ -9,7 +9,9 @@ typedef uint32_t Lanes;  // a bit for each lane, lane 0 lowest
 inline WideFloats splat(float value) { return _mm256_set1_ps(value); }
 inline WideFloats load(const float* values) { return _mm256_loadu_ps(values); }
 inline void store(float* to, WideFloats values) { _mm256_storeu_ps(to, values); }
-inline void store(int32_t* to, WideInts values) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)values); }
+inline void store(int32_t* to, WideInts values) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)values);
+}
 inline WideInts to_ints(WideFloats whole) { return (WideInts)_mm256_cvttps_epi32(whole); }
 inline WideFloats rounded_up(WideFloats a) { return _mm256_ceil_ps(a); }
 inline WideFloats rounded_down(WideFloats a) { return _mm256_floor_ps(a); }
@@ -56,7 +58,8 @@ inline void read_vertices(const float* vertices, const int32_t* corners, WideFlo
     return _mm256_insertf128_ps(_mm256_castps128_ps256(one(lane)), one(lane + 4), 1);
   };
   const __m256 a = two(0), b = two(1), c = two(2), d = two(3);
-  const __m256d low_ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)), low_cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+  const __m256d low_ab = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+  const __m256d low_cd = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
   const __m256d high_ab = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
   const __m256d high_cd = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
   read[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low_ab, low_cd));

@@ -43,7 +43,8 @@ inline void read_vertices(const float* vertices, const int32_t* corners, WideFlo
     return _mm512_insertf32x4(_mm512_insertf32x4(two, one(lane + 8), 2), one(lane + 12), 3);
   };
   const __m512 a = four(0), b = four(1), c = four(2), d = four(3);
-  const __m512d low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+  const __m512d low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+  const __m512d low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
   const __m512d high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
   const __m512d high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
   read[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low_ab, low_cd));
