@@ -68,7 +68,8 @@ def complete_photos(settings: config.Settings, source: str, photos: Mapping[str,
     outcomes = list(earlier.values())
     if left or not photos:
         completer = build_completer(settings, options)
-        job = replace(job, signature=signature(settings, completer.completion.morphable))
+        if job.signature is None:
+            job = replace(job, signature=signature(settings, completer.completion.morphable))
         if not photos:
             complete_example(completer, files.output_folder(output, EXAMPLE), job, settings.overwrite)
             return 0

@@ -323,8 +323,7 @@ def load_morphable(settings: Any) -> MorphableModel:
     Raises:
         UserError: the encoder's file, which may name the model, or the model's are missing or do not fit.
     """
-    from models.weights import load_encoder
-    return MorphableModel(_read_definition(settings, load_encoder(settings._3dmm_ckpt)[1])[1])
+    return _load_geometry(settings)[1]
 
 
 def choose_definition(settings: Any, metadata: Mapping[str, Any] | None) -> str:
