@@ -84,6 +84,11 @@ def _call(function, arguments: tuple, keywords: dict[str, Any]) -> Any:
                          else OnGpu(tensor), result)
 
 
+def is_mask(index: torch.Tensor) -> bool:
+    """Whether an index selects by its values, so that the result's size depends on them."""
+    return index.dtype in (torch.bool, torch.uint8)
+
+
 def _waits(name: str, arguments: tuple, keywords: dict[str, Any], there: bool) -> bool:
     """Would the host wait: for values, or for a copy from or into memory that is not pinned?"""
     if name in CROSSING:
@@ -95,7 +100,7 @@ def _waits(name: str, arguments: tuple, keywords: dict[str, Any], there: bool) -
         return from_gpu != to_gpu and not (quick and getattr(source, "pinned", False))
     if name in INDEXED and isinstance(arguments[0], OnGpu):
         indices = [index for index in arguments[1] if index is not None]
-        return any(index.dtype in (torch.bool, torch.uint8) or not isinstance(index, OnGpu) for index in indices)
+        return any(is_mask(index) or not isinstance(index, OnGpu) for index in indices)
     return there and name in WAITING
 
 

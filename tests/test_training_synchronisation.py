@@ -1,4 +1,8 @@
-"""Between two looks of the host at the losses a training step leaves the device alone: nothing waits for a value."""
+"""Between two looks of the host at the losses a training step leaves the device alone: nothing waits for a value.
+
+Whole steps, with their derivatives and optimisers, on the CPU, whose tensors stand in for the device's: so what is
+copied to a device is not seen here, but in test_fake_gpu.py.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fake_gpu import WAITING, is_mask
 from test_training_loop import make_stage, make_trainer
 from utils.errors import UserError
 from zbuffer import backends
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "item", "is_nonzero", "equal"}
 READING = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
 
-def is_mask(argument) -> bool:
-    """Whether an operator's argument is a list of indices with a boolean one, whose size depends on its values."""
+def has_mask(argument) -> bool:
+    """Whether an operator's argument is a list of indices with a mask."""
     return isinstance(argument, (list, tuple)) and any(
-        isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in argument)
+        isinstance(index, torch.Tensor) and is_mask(index) for index in argument)
 
 
 class Watch(TorchDispatchMode):
@@ -38,7 +42,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.__name__.split(".")[0]
-        if name in WAITING or (name.startswith("index") and any(map(is_mask, arguments))):
+        if name in WAITING or (name.startswith("index") and any(map(has_mask, arguments))):
             self.see(name)
         return function(*arguments, **(keywords or {}))
 
