@@ -182,6 +182,7 @@ class EncoderStage(Stage):
         return torch.cat([torch.stack(sums), light, light.new_full((1,), len(image))])
 
     def score(self, statistics: Tensor) -> dict[str, float]:
+        """Landmark errors in % of the outer eye distance by the best of TRUSTS; keeps that and the usual light."""
         errors, light = (statistics[:-1] / statistics[-1]).split([2 * len(TRUSTS), LIGHT_SIZE])
         whole, masked = errors.reshape(2, len(TRUSTS))
         best = int((whole + masked).argmin())

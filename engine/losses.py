@@ -153,6 +153,7 @@ class PerceptualLoss(nn.Module):
         self.features = features.eval().requires_grad_(False)
 
     def forward(self, image: torch.Tensor, true_image: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The loss (), of images (B, 3, H, W) in [-1, 1]; differentiable in the first."""
         losses = []
         with torch.no_grad():
             wanted = self.features(true_image)

@@ -42,6 +42,7 @@ class _NumpyUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str):
+        """What a pickle may refer to: arrays alone; UnpicklingError for anything else."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         if name == "_reconstruct":
@@ -69,6 +70,7 @@ def _from_flax(content: object, network: str, source: str) -> Kernels:
     found: dict[str, Mapping] = {}
 
     def collect(node: object) -> None:
+        """Adds the convolutions below a node to those found."""
         if isinstance(node, Mapping):
             for key, value in node.items():
                 if str(key).startswith("Conv_") and isinstance(value, Mapping) and "bias" in value:
@@ -182,6 +184,7 @@ class VggFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The maps (B, C, H, W) behind each block, of images (B, 3, H, W) in [-1, 1]."""
         x = ((image + 1) / 2 - self.mean) / self.std
         maps = []
         for block in self.blocks:

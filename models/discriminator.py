@@ -34,6 +34,7 @@ class PyramidDiscriminator(nn.Module):
         self.heads = nn.ModuleList(SpectralConv2d(width, 1, 1) for width in widths[1:])
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Scores (B, 1, h, w) of images (B, 3, H, W) in [-1, 1], a map for each level, the finest first."""
         x = _leaky(self.first(image))
         scores = []
         for convs, head in zip(self.levels, self.heads):

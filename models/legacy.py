@@ -86,6 +86,7 @@ def _confidence_decoder_keys() -> KeyMap:
 
 def _occlusion_keys() -> KeyMap:
     def double(old: str, new: str, shortcut: bool = True) -> KeyMap:
+        """Of a residual unit of two convolutions."""
         keys = _plain(f"{old}.conv.0", f"{new}.conv1") | _plain(f"{old}.conv.1", f"{new}.norm1", _BATCH_NORM)
         keys |= _plain(f"{old}.conv.3", f"{new}.conv2") | _plain(f"{old}.conv.4", f"{new}.norm2", _BATCH_NORM)
         if shortcut:

@@ -120,6 +120,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, _, depth_gradient, barycentrics_gradient):
+        """The vertices' gradient, for those of depth (B, H, W) and barycentrics (B, H, W, 3), None where none came."""
         vertices, triangles, triangle, barycentrics = ctx.saved_tensors
         pixels = (triangle >= 0).nonzero(as_tuple=True)
         corners = triangles.long()[triangle[pixels]]  # (N, 3)

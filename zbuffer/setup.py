@@ -33,6 +33,7 @@ class BuildLibraries(build_py):
     """Copies the Python files and compiles the units beside them."""
 
     def run(self):
+        """The command; it ends with one line where the CPU unit cannot be compiled."""
         super().run()
         native = load_native()
         try:
@@ -41,6 +42,7 @@ class BuildLibraries(build_py):
             raise SystemExit(f"error: {error}") from None
 
     def compile_units(self, native):
+        """Compiles the CPU unit, and the CUDA unit where there is a compiler and a GPU, or ZBUFFER_CUDA is 1."""
         folder = Path(self.build_lib) / "zbuffer_native"
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.so"):
