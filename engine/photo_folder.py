@@ -307,6 +307,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"{outcome.name[:width]:<{width}}  {outcome.status:<8}{pixels:>12}{outcome.faces:>7}{hidden:>8}"
                      f"{outcome.seconds:>9.1f}")
     counts = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "earlier", "failed")}
-    lines.append(f"{len(outcomes)} photo{'s' * (len(outcomes) != 1)}: {counts['done']} completed, {counts['earlier']} by an earlier run, "
+    what = "1 photo" if len(outcomes) == 1 else f"{len(outcomes)} photos"
+    lines.append(f"{what}: {counts['done']} completed, {counts['earlier']} by an earlier run, "
                  f"{counts['failed']} failed")
     return "\n".join(lines)
